@@ -50,7 +50,7 @@ class Prediction:
     means certain. ``letter_mass`` (item,) is the probability of the item's letters under the full vocabulary.
 
     >>> p = Prediction(ids=("a",), logits=np.log([[[0.9, 0.1], [0.1, 0.9]]]), mask=np.array([[True, True]]))
-    >>> p.probabilities.tolist(), round(float(p.epistemic[0]), 6)
+    >>> p.probabilities.round(6).tolist(), round(float(p.epistemic[0]), 6)
     ([[0.5, 0.5]], 0.368064)
     """
 
