@@ -1,0 +1,318 @@
+"""The configuration of a run: YAML and flags fill the sections' own models; all problems are reported at once, with their line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from uq4ct import methods
+from uq4ct.backbone import ModelConfig
+from uq4ct.data import DataConfig
+from uq4ct.errors import UserError, did_you_mean
+from uq4ct.methods.base import Method, TrainConfig
+from uq4ct.prompts import PromptConfig
+
+MAX_BYTES = 1_000_000
+
+
+class DataSection(DataConfig):
+    """Which questions to train on."""
+
+    source: str = "tiny"  # task name, file or hub id
+    split: str | None = None  # default: train
+    root: str = "hub"  # where named tasks are read: "hub", or a folder laid out as <task>/<split>.jsonl
+
+
+class EvalConfig(BaseModel):
+    """How predictions are measured."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    batch_size: int = Field(32, ge=1)
+    bins: int = Field(15, ge=1)
+    resamples: int = Field(1000, ge=100)
+
+
+class OutputConfig(BaseModel):
+    """Where the run is written, and its seed: adapter initialisation, data order and dropout."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folder: str = ""
+    seed: int = Field(1, ge=0, lt=2**32)
+    keep_checkpoints: bool = False
+
+
+class Config(BaseModel):
+    """A resolved configuration: every option of a run has its value."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    model: ModelConfig
+    data: DataSection
+    prompt: PromptConfig
+    method: Method
+    train: TrainConfig
+    eval: EvalConfig
+    output: OutputConfig
+
+    def dump(self) -> dict[str, Any]:
+        """Return the configuration as plain values, the method's name first in its section."""
+        sections = {name: getattr(self, name).model_dump(mode="json") for name in SECTIONS if name != "method"}
+        sections["method"] = {"name": self.method.name, **self.method.model_dump(mode="json")}
+        return {name: sections[name] for name in SECTIONS}
+
+    def to_yaml(self) -> str:
+        """Return the configuration as YAML that ``load`` reads back to an equal one."""
+        return yaml.safe_dump(self.dump(), sort_keys=False, allow_unicode=True)
+
+    @property
+    def fit_hash(self) -> str:
+        """SHA-256 over everything that the fitted weights depend on; a checkpoint is resumed only under the same one."""
+        facts = self.dump()
+        del facts["eval"], facts["output"]
+        facts["seed"] = self.output.seed
+        for name in ("logging_steps", "save_steps", "save_total_limit", "report_to", "disable_tqdm"):
+            facts["train"].pop(name, None)
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+SECTIONS: dict[str, type[BaseModel]] = {
+    "model": ModelConfig,
+    "data": DataSection,
+    "prompt": PromptConfig,
+    "method": Method,
+    "train": TrainConfig,
+    "eval": EvalConfig,
+    "output": OutputConfig,
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # What we recommend; the defaults of the sections.
+    "product": {},
+    # A.4 of the paper and, where it is silent, the code base it extends: no calibration split, vocabulary loss, its prompts.
+    "paper": {
+        "prompt": {"pack": "moe_peft"},
+        "data": {"calibration_fraction": 0.0},
+        "method": {"answer_loss": "vocabulary"},
+    },
+    # Laplace-LoRA and BLoB: rank 8 on query, value and head, small steps, 300 tokens.
+    "bayesian-lora": {
+        "prompt": {"pack": "laplace_lora", "max_length": 300},
+        "data": {"calibration_fraction": 0.0},
+        "method": {"rank": 8, "alpha": 16.0, "dropout": 0.1},
+        "train": {
+            "learning_rate": 1e-4,
+            "lr_scheduler_type": "linear",
+            "warmup_steps": 0.06,
+            "weight_decay": 0.0,
+            "per_device_train_batch_size": 4,
+            "max_steps": 5000,
+        },
+    },
+}
+
+
+class Layer(NamedTuple):
+    """One source of options: a nested mapping and, for messages, the place of each dotted key."""
+
+    values: Mapping[str, Any]
+    places: Mapping[str, str]
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], place: str) -> Layer:
+        """Give every key of a mapping the same place."""
+        return cls(values, {key: place for key in _dotted(values)})
+
+
+def resolve(layers: Sequence[Layer]) -> Config:
+    """Merge layers of options, later ones winning, and build the configuration.
+
+    Raises UserError with all problems of all sections, each with the place of its key.
+
+    >>> resolve([Layer.of({"method": {"name": "uq4ct", "top_k": "2"}}, "flags")]).method.top_k
+    2
+    >>> resolve([Layer({"train": {"learing_rate": 1}}, {"train.learing_rate": "run.yaml:14"})])
+    Traceback (most recent call last):
+    uq4ct.errors.UserError: run.yaml:14: train: 'learing_rate' is not a field of transformers.TrainingArguments. Did you mean 'learning_rate'?
+    """
+    merged: dict[str, Any] = {}
+    places: dict[str, str] = {}
+    problems: list[str] = []
+    for values, where in layers:
+        for section, options in values.items():
+            if section not in SECTIONS:
+                place = where.get(section, "config")
+                problems.append(f"{place}: '{section}' is not a section.{did_you_mean(section, list(SECTIONS))}"
+                                f" Sections: {', '.join(SECTIONS)}")
+            elif not isinstance(options, Mapping):
+                problems.append(f"{where.get(section, 'config')}: section '{section}' must be a mapping, got {options!r}")
+            else:
+                merged.setdefault(section, {}).update(options)
+        places.update(where)
+    built: dict[str, BaseModel] = {}
+    for section, model in SECTIONS.items():
+        options = dict(merged.get(section, {}))
+        try:
+            kind = methods.find(str(options.pop("name", "uq4ct"))) if section == "method" else model
+        except UserError as error:
+            problems.append(f"{places.get('method.name', 'config')}: {error}")
+            continue
+        if section == "method":
+            options = _without_foreign_preset_options(kind, options, places)
+        try:
+            built[section] = kind.model_validate(options)
+        except ValidationError as error:
+            problems.extend(_sentence(section, kind, detail, places) for detail in error.errors())
+    if problems:
+        raise UserError(problems)
+    return Config(**built)
+
+
+def read_yaml(path: Path) -> Layer:
+    """Read a configuration file as a layer that knows the line of every key.
+
+    Raises UserError for an unreadable file, a YAML error, duplicate keys or aliases.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such configuration file; `uq4ct init -o {path}` writes one")
+    if path.stat().st_size > MAX_BYTES:
+        raise UserError(f"{path}: {path.stat().st_size:,} bytes, a configuration has at most {MAX_BYTES:,}")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise UserError(f"{path}: YAML aliases (*name) are not supported; write the value out")
+        node = yaml.compose(text, _Loader)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 at byte {error.start}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from error
+    if node is None:
+        return Layer({}, {})
+    if not isinstance(node, yaml.MappingNode):
+        raise UserError(f"{path}:1: expected sections ({', '.join(SECTIONS)}), got {node.value!r}")
+    places: dict[str, str] = {}
+    problems = list(_places(node, path, "", places))
+    if problems:
+        raise UserError(problems)
+    loader = _Loader("")
+    return Layer(loader.construct_document(node), places)
+
+
+def read_settings(settings: Sequence[str]) -> Layer:
+    """Turn ``section.key=value`` flags into a layer; the value is read as YAML.
+
+    >>> read_settings(["train.learning_rate=2e-4"]).values
+    {'train': {'learning_rate': 0.0002}}
+    """
+    values: dict[str, dict[str, Any]] = {}
+    problems = []
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        section, dot, name = key.partition(".")
+        if not (equals and dot and section and name):
+            problems.append(f"--set {setting}: expected section.key=value, for example train.learning_rate=2e-4")
+            continue
+        try:
+            value = yaml.load(text, _Loader)  # a SafeLoader: plain values only
+        except yaml.YAMLError:
+            value = text
+        target = values.setdefault(section, {})
+        *parents, last = name.split(".")
+        for parent in parents:
+            target = target.setdefault(parent, {})
+        target[last] = value
+    if problems:
+        raise UserError(problems)
+    return Layer.of(values, "--set")
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema of a configuration file, with one alternative per method."""
+    sections: dict[str, Any] = {name: model.model_json_schema() for name, model in SECTIONS.items() if name != "method"}
+    kinds = []
+    for name in methods.names():
+        schema = methods.find(name).model_json_schema()
+        schema["properties"] = {"name": {"const": name}, **schema.get("properties", {})}
+        schema["required"] = ["name"]
+        kinds.append(schema)
+    sections["method"] = {"oneOf": kinds}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "uq4ct run",
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {name: sections[name] for name in SECTIONS},
+    }
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader that also reads 2e-4 as a number, as people mean it."""
+
+
+_Loader.yaml_implicit_resolvers = {key: list(value) for key, value in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", __import__("re").compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _places(node: yaml.MappingNode, path: Path, prefix: str, places: dict[str, str]) -> Sequence[str]:
+    problems = []
+    for key, value in node.value:
+        name = f"{prefix}{key.value}"
+        place = f"{path}:{key.start_mark.line + 1}"
+        if name in places:
+            problems.append(f"{place}: '{name}' appears twice; first at {places[name]}")
+        places[name] = place
+        if isinstance(value, yaml.MappingNode):
+            problems.extend(_places(value, path, f"{name}.", places))
+    return problems
+
+
+def _dotted(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    keys = []
+    for name, value in values.items():
+        keys.append(f"{prefix}{name}")
+        if isinstance(value, Mapping):
+            keys.extend(_dotted(value, f"{prefix}{name}."))
+    return keys
+
+
+def _without_foreign_preset_options(kind: Any, options: dict[str, Any], places: Mapping[str, str]) -> dict[str, Any]:
+    """A preset speaks to all methods; a method without an option of it (zero_shot has no rank) leaves that one aside."""
+    return {
+        name: value
+        for name, value in options.items()
+        if name in kind.model_fields or not places.get(f"method.{name}", "").startswith("preset ")
+    }
+
+
+def _sentence(section: str, model: type[BaseModel], detail: Mapping[str, Any], places: Mapping[str, str]) -> str:
+    path = [str(part) for part in detail["loc"]]
+    dotted = ".".join([section, *path])
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "extra_forbidden":
+        message = f"'{path[-1]}' is not an option of {section}.{did_you_mean(path[-1], list(model.model_fields))}"
+        message += "" if "mean" in message else f" Options: {', '.join(model.model_fields)}"
+        return f"{_place(dotted, places)}: {section}: {message}"
+    if not path:  # a validator of the whole section: find the key it talks about
+        named = [key for key in places if key.startswith(f"{section}.") and f"'{key.split('.')[-1]}'" in message]
+        return f"{places[named[0]] if named else places.get(section, 'config')}: {section}: {message}"
+    return f"{_place(dotted, places)}: {dotted}: {message}, got {detail['input']!r}"
+
+
+def _place(dotted: str, places: Mapping[str, str]) -> str:
+    while dotted and dotted not in places:
+        dotted = dotted.rpartition(".")[0]
+    return places.get(dotted, "config")
+
+
+PresetName = Literal["product", "paper", "bayesian-lora"]

@@ -1,0 +1,23 @@
+"""Zero-shot: the frozen base model with the same prompt and read-out; what fine-tuning starts from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from uq4ct.methods.base import Bench, Method
+
+
+class ZeroShot(Method):
+    """Predict with the base model as it is."""
+
+    name: ClassVar[str] = "zero_shot"
+    summary: ClassVar[str] = "the base model, not fine-tuned"
+
+    def fit(self, bench: Bench) -> Any:
+        """Return the base model; there is nothing to fit."""
+        return bench.model.eval()
+
+    def load(self, model: Any, folder: Path) -> Any:
+        """Return the base model."""
+        return model.eval()
