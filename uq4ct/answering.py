@@ -1,0 +1,157 @@
+"""A fitted model that answers questions with a confidence: base model, adapter, prompts and abstain rule together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from uq4ct import predictions
+from uq4ct.config import Config
+from uq4ct.errors import UserError
+from uq4ct.posthoc.abstain import AbstainRule
+from uq4ct.runs import Run, Say, to_stderr
+from uq4ct.types import Prediction, Question
+
+if TYPE_CHECKING:
+    from uq4ct.prompts import Encoder
+
+# Probabilities of these are saved with a run and computed again when it is loaded: an adapter that is silently not applied,
+# or applied to another base, shows at once.
+FINGERPRINT_QUESTIONS = tuple(
+    Question(id=f"fingerprint-{number}", question=question, choices=choices, labels=tuple("ABCDE"[: len(choices)]))
+    for number, (question, choices) in enumerate(
+        (
+            ("Which melts first?", ("ice", "iron", "salt", "sand")),
+            ("Which is the largest?", ("a town", "a river", "a planet")),
+            ("What do plants need?", ("light", "coins", "paper", "glass", "sound")),
+            ("Is water wet?", ("no", "yes")),
+            ("Which day follows Monday?", ("Sunday", "Friday", "Tuesday", "Saturday")),
+            ("What is two plus two?", ("three", "four", "five")),
+            ("Which animal can fly?", ("a horse", "an eagle", "a snake", "a whale")),
+            ("Which of these is a metal?", ("copper", "wood", "wool", "water")),
+        )
+    )
+)
+FINGERPRINT_TOLERANCE = {"float32": 1e-3, "float64": 1e-3}  # half precision differs between machines
+HALF_PRECISION_TOLERANCE = 0.05
+
+
+class Answer(NamedTuple):
+    """The answer to one question. ``feu`` (Eq. 9) is a confidence despite its name: large means certain."""
+
+    choice: str
+    label: str
+    confidence: float
+    probabilities: dict[str, float]
+    feu: float | None
+    uncertainty: dict[str, float]
+    abstained: bool | None
+
+
+@dataclass(frozen=True)
+class UQModel:
+    """A fitted model that answers questions with a confidence.
+
+    ``UQModel.load("runs/obqa-uq4ct").predict(question="Which melts first?", choices=["ice", "iron"]).confidence``
+    """
+
+    config: Config
+    model: Any
+    encoder: Encoder
+    rule: AbstainRule | None = None
+
+    @classmethod
+    def load(cls, run: Run | Path | str, *, base: str | None = None, say: Say = to_stderr) -> UQModel:
+        """Load a run: base model, adapter, prompt pack and abstain rule.
+
+        ``base`` names the base model's new place where it moved. Raises UserError where a file of the run has changed, the
+        base is another model, or the fixed prompts get other probabilities than when the run was written.
+        """
+        from uq4ct import backbone as backbones
+        from uq4ct.prompts import Encoder
+
+        run = run if isinstance(run, Run) else Run.open(run)
+        config = run.config
+        backbone = backbones.load(config.model.model_copy(update={"name": base} if base else {}))
+        expected = run.facts["base"]
+        if backbone.fingerprint != expected["fingerprint"]:
+            raise UserError(
+                f"{run.folder}: fitted on base {expected['name']} (fingerprint {expected['fingerprint'][:12]}), but "
+                f"{backbone.name} has fingerprint {backbone.fingerprint[:12]}; give the right base with --base"
+            )
+        encoder = Encoder(backbone.tokenizer, config.prompt)
+        if encoder.hash != run.facts["prompt"]["hash"]:
+            raise UserError(
+                f"{run.folder}: its prompts had hash {run.facts['prompt']['hash'][:12]}, now it is {encoder.hash[:12]}; "
+                "use the tokenizer and the version of uq4ct that wrote the run"
+            )
+        loaded = cls(config, config.method.load(backbone.model, run.folder), encoder, run.rule)
+        loaded.check_fingerprint(run)
+        return loaded
+
+    def predict(
+        self, question: str | Sequence[Question], choices: Sequence[str] = (), context: str = ""
+    ) -> Answer | Prediction:
+        """Answer one question, or return the predictive distribution over many.
+
+        Raises ValueError where a question has fewer than two or more than 26 choices.
+        """
+        if not isinstance(question, str):
+            return self.predict_questions(question)
+        labels = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(choices)])
+        asked = Question(id="question", question=question, choices=tuple(map(str, choices)), labels=labels, context=context)
+        (row,) = self.rows([asked], self.predict_questions([asked]))
+        return Answer(
+            choice=asked.choices[labels.index(row["prediction"])],
+            label=row["prediction"],
+            confidence=row["confidence"],
+            probabilities=row["probabilities"],
+            feu=row["feu"],
+            uncertainty=row["uncertainty"],
+            abstained=row["abstained"],
+        )
+
+    def predict_questions(
+        self,
+        questions: Sequence[Question],
+        *,
+        batch_size: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Prediction:
+        """Return the predictive distribution over questions, in their order."""
+        return self.config.method.predict(
+            self.model,
+            [self.encoder.encode(question) for question in questions],
+            ids=[question.id for question in questions],
+            pad_token_id=self.encoder.pad_token_id,
+            batch_size=batch_size or self.config.eval.batch_size,
+            progress=progress,
+        )
+
+    def rows(self, questions: Sequence[Question], prediction: Prediction) -> list[dict[str, Any]]:
+        """Return prediction rows, with the abstain rule applied where there is one."""
+        rows = predictions.rows(questions, prediction, method=self.config.method.name, seed=self.config.output.seed)
+        return rows if self.rule is None else self.rule.apply(rows)
+
+    def fingerprint(self) -> list[list[float]]:
+        """Probabilities of the fixed questions, rounded to six digits."""
+        prediction = self.predict_questions(FINGERPRINT_QUESTIONS)
+        return [
+            [round(float(p), 6) for p in row[: len(question.choices)]]
+            for question, row in zip(FINGERPRINT_QUESTIONS, prediction.probabilities, strict=True)
+        ]
+
+    def check_fingerprint(self, run: Run) -> None:
+        """Raise UserError where the fixed questions get other probabilities than when the run was written."""
+        found, expected = self.fingerprint(), run.facts["fingerprint"]
+        gap = max(float(np.abs(np.subtract(a, b)).max()) for a, b in zip(found, expected, strict=True))
+        tolerance = FINGERPRINT_TOLERANCE.get(run.facts["base"]["dtype"], HALF_PRECISION_TOLERANCE)
+        if not gap <= tolerance:
+            raise UserError(
+                f"{run.folder}: fixed prompts get probabilities up to {gap:.4f} away from those saved with the run "
+                f"(tolerance {tolerance}); the base model, the adapter or a library behaves differently here"
+            )

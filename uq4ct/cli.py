@@ -1,0 +1,402 @@
+"""The command line: ``uq4ct VERB``. Heavy libraries are imported by the verb that needs them, so help answers at once.
+
+Standard output carries results, standard error progress and messages. Exit codes: 0 done; 2 the user's mistake, nothing
+written; 1 a fault of ours or of the machine; 130 / 143 interrupted, to be continued with --resume.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from uq4ct.errors import UserError, did_you_mean
+
+app = typer.Typer(
+    name="uq4ct",
+    help="Fine-tune large language models so that their confidence can be trusted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+# Flags that take several values after one name: `--data a b` is read as `--data a --data b`.
+SEVERAL = {"evaluate": ("--data",), "train": ("--set",), "validate": ("--set",)}
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+DataRoot = Annotated[
+    str | None,
+    typer.Option("--data-root", metavar="DIR|hub", help="Where named tasks are read: the hub, or a folder DIR/<task>/<split>.jsonl."),
+]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="Questions per forward pass.")]
+Base = Annotated[str | None, typer.Option("--base", help="New place of the run's base model, if it moved.")]
+Model = Annotated[str | None, typer.Option("--model", help="Base model: tiny, a folder, or a hub id.")]
+Data = Annotated[str | None, typer.Option("--data", metavar="FILE|TASK", help="Questions to train on: jsonl, csv, parquet, task or hub id.")]
+MethodName = Annotated[str | None, typer.Option("--method", help="See `uq4ct ls methods`.")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the run.")]
+MaxSteps = Annotated[int | None, typer.Option("--max-steps", min=1, help="Stop after so many optimizer steps.")]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of initialisation, data order and dropout.")]
+Preset = Annotated[str, typer.Option("--preset", metavar="product|paper|bayesian-lora", help="Starting point of all options.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file; `uq4ct init` writes a commented one.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", metavar="K=V ...", help="Any option, e.g. train.learning_rate=2e-4.")]
+SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Leave bad rows out and write them to a file.")]
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for runs and report.")] = Path("demo"),
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 1,
+) -> None:
+    """Fine-tune the bundled small model with LoRA, MixLoRA and UQ4CT, compare them, and write a report."""
+    from uq4ct import demo as bundled
+
+    bundled.run(output, seed=seed, progress=_bar)
+
+
+@app.command()
+def init(
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("run.yaml"),
+    task: Annotated[str, typer.Option("--task", help="Task or file to train on.")] = "tiny",
+    model: Annotated[str, typer.Option("--model", help="Base model.")] = "tiny",
+    method: Annotated[str, typer.Option("--method")] = "uq4ct",
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of a configuration instead.")] = False,
+) -> None:
+    """Write a commented configuration."""
+    from uq4ct import config, template
+
+    if schema:
+        print(json.dumps(config.json_schema(), indent=2))
+        return
+    if output.exists():
+        raise UserError(f"{output}: exists already; name another file with --output")
+    text = template.commented_config(task=task, model=model, method=method, folder=f"runs/{Path(task).stem}-{method}")
+    output.write_text(text, encoding="utf-8")
+    _say(f"wrote {output}\nnext: uq4ct validate --config {output}")
+
+
+@app.command()
+def validate(
+    model: Model = None,
+    data: Data = None,
+    method: MethodName = None,
+    output: Output = None,
+    max_steps: MaxSteps = None,
+    seed: Seed = None,
+    preset: Preset = "product",
+    config: ConfigFile = None,
+    settings: Settings = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Check config, data, base model, answer tokens, prompt, memory and steps; nothing is trained."""
+    from uq4ct import preflight
+
+    preflight.run(lambda: _config(model, data, method, output, max_steps, seed, preset, config, settings, data_root), print)
+
+
+@app.command()
+def train(
+    model: Model = None,
+    data: Data = None,
+    method: MethodName = None,
+    output: Output = None,
+    max_steps: MaxSteps = None,
+    seed: Seed = None,
+    preset: Preset = "product",
+    config: ConfigFile = None,
+    settings: Settings = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run from its last good checkpoint.")] = False,
+    data_root: DataRoot = None,
+    skip_bad_rows: SkipBadRows = False,
+) -> None:
+    """Fine-tune one model with one method on one task with one seed."""
+    from uq4ct import fitting
+
+    resolved = _config(model, data, method, output, max_steps, seed, preset, config, settings, data_root, skip_bad_rows)
+    run = fitting.train(resolved, resume=resume)
+    _say(f"next: uq4ct evaluate {run.folder} --data ...   uq4ct ask {run.folder}")
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    data: Annotated[list[str], typer.Option("--data", metavar="FILE|TASK ...", help="Questions to score, one or more sources.")],
+    split: Annotated[str | None, typer.Option("--split", help="Default: the labelled test split, else validation.")] = None,
+    batch_size: BatchSize = None,
+    as_json: Json = False,
+    data_root: DataRoot = None,
+    base: Base = None,
+    abstain_below: Annotated[float | None, typer.Option("--abstain-below", min=0, max=1, help="Abstain below this confidence.")] = None,
+    target_accuracy: Annotated[
+        float | None, typer.Option("--target-accuracy", help="Abstain so that kept answers are this accurate (95 % confidence).")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep evaluations that are complete for this run and data.")] = False,
+) -> None:
+    """Score a run on one or more tasks: accuracy and calibration with intervals."""
+    from uq4ct import evaluating
+    from uq4ct.runs import Run
+
+    opened = Run.open(run)
+    _choose_rule(opened, abstain_below, target_accuracy)
+    results = evaluating.evaluate(
+        opened, data, split=split, root=data_root, batch_size=batch_size, base=base, resume=resume, progress=_bar
+    )
+    if as_json:
+        print(json.dumps({"run": str(run), "results": results}, ensure_ascii=False, allow_nan=False))
+    else:
+        from uq4ct.report import table
+
+        print(table(results))
+        _say(f"wrote {run}/evaluations/; next: uq4ct report {run} -o report.html")
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="Questions: jsonl, csv or parquet, labelled or not.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Prediction rows, one JSON object a line.")],
+    batch_size: BatchSize = None,
+    abstain_below: Annotated[float | None, typer.Option("--abstain-below", min=0, max=1)] = None,
+    target_accuracy: Annotated[float | None, typer.Option("--target-accuracy")] = None,
+    base: Base = None,
+) -> None:
+    """Answer a file of questions: choice, probabilities, confidence, FEU, abstain flag. Continues if interrupted."""
+    from uq4ct import evaluating
+    from uq4ct.runs import Run
+
+    opened = Run.open(run)
+    _choose_rule(opened, abstain_below, target_accuracy)
+    with _bar_of("predict") as progress:
+        count = evaluating.predict(opened, source, output, batch_size=batch_size, base=base, progress=progress)
+    _say(f"wrote {count:,} predictions to {output}")
+
+
+@app.command()
+def ask(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    question: Annotated[str | None, typer.Option("--question", "-q", help="Asked for when not given.")] = None,
+    choices: Annotated[list[str] | None, typer.Option("--choice", "-c", help="One flag per choice; asked for when not given.")] = None,
+    context: Annotated[str, typer.Option("--context", help="A passage shown before the question.")] = "",
+    base: Base = None,
+    as_json: Json = False,
+) -> None:
+    """Ask one question and see the probability of each choice."""
+    from uq4ct.answering import UQModel
+
+    question = question or typer.prompt("Question", err=True)
+    while not choices:
+        line = typer.prompt("Choices, separated by |", err=True)
+        choices = [part.strip() for part in line.split("|") if part.strip()]
+    if not 2 <= len(choices) <= 26:
+        raise UserError(f"--choice: a question has 2 to 26 choices, got {len(choices)}")
+    answer = UQModel.load(run, base=base).predict(question, choices, context)
+    if as_json:
+        print(json.dumps(answer._asdict(), ensure_ascii=False))
+        return
+    width = max(len(choice) for choice in choices)
+    for (label, probability), choice in zip(answer.probabilities.items(), choices, strict=True):
+        mark = ">" if label == answer.label else " "
+        print(f"{mark} {label}  {choice:<{width}}  {'█' * round(40 * probability):<40} {probability:6.1%}")
+    feu = "" if answer.feu is None else f"   FEU {answer.feu:.3f} (large means certain)"
+    abstained = "   ABSTAINED: below the run's threshold" if answer.abstained else ""
+    print(f"confidence {answer.confidence:.1%}{feu}{abstained}")
+
+
+@app.command()
+def metrics(
+    source: Annotated[Path, typer.Argument(metavar="PREDICTIONS", help="Anyone's jsonl or csv with probabilities and label.")],
+    bins: Annotated[int, typer.Option("--bins", min=1, help="Equal-width bins of the calibration error.")] = 15,
+    as_json: Json = False,
+) -> None:
+    """Measure a file of predictions: accuracy, calibration, selective prediction, with intervals."""
+    from uq4ct import predictions
+    from uq4ct.metrics import summarize
+    from uq4ct.report import table
+
+    result = {"task": source.stem, **summarize(predictions.read(source), bins=bins)}
+    print(json.dumps(result, ensure_ascii=False, allow_nan=False) if as_json else table([result]))
+
+
+@app.command()
+def report(
+    sources: Annotated[list[Path], typer.Argument(metavar="RUN|PREDICTIONS ...", help="Run folders or prediction files.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The html file to write.")] = Path("report.html"),
+) -> None:
+    """Write one self-contained html report from run folders or prediction files; no model is loaded."""
+    from uq4ct.report import build_report
+
+    build_report(sources, output)
+    _say(f"wrote {output}")
+
+
+@app.command(name="ls")
+def list_(
+    what: Annotated[str, typer.Argument(metavar="tasks|methods|metrics|runs")],
+    folder: Annotated[Path, typer.Argument(help="Where to look for runs.")] = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """List tasks, methods, metrics or runs."""
+    from uq4ct import catalogue
+
+    if what not in catalogue.KINDS:
+        raise UserError(f"ls: '{what}' is not one of {', '.join(catalogue.KINDS)}.{did_you_mean(what, list(catalogue.KINDS))}")
+    rows = catalogue.KINDS[what](folder)
+    if as_json:
+        print(json.dumps(rows, ensure_ascii=False))
+        return
+    width = max((len(str(row["name"])) for row in rows), default=0)
+    for row in rows:
+        print(f"{row['name']:<{width}}  {row['summary']}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `uq4ct ... | head` ends quietly
+    sys.exit(invoke(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def invoke(arguments: list[str]) -> int:
+    """Run the command line and return its exit code."""
+    import click
+
+    try:
+        app(args=_spread(arguments), prog_name="uq4ct", standalone_mode=False)
+    except UserError as error:
+        for problem in error.problems:
+            _say(f"error: {problem}")
+        return 2
+    except click.ClickException as error:
+        error.show(sys.stderr)
+        return 2
+    except (click.Abort, KeyboardInterrupt):
+        _say("interrupted; the same command continues (train: add --resume)")
+        return 130
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 1
+    except BrokenPipeError:
+        return 0
+    except Exception as error:
+        return _fault(error)
+    return 0
+
+
+def _fault(error: Exception) -> int:
+    from uq4ct.training import Diverged, Interrupted
+
+    if isinstance(error, Interrupted):
+        _say(f"{error}; continue with --resume")
+        return 128 + error.signal
+    if isinstance(error, Diverged):
+        _say(f"error: {error}")
+        return 1
+    import traceback
+
+    traceback.print_exc()
+    _say("error: this is a fault of uq4ct or of the machine; please report it with the lines above")
+    return 1
+
+
+def _spread(arguments: list[str]) -> list[str]:
+    """Repeat the name of a flag before each of its values.
+
+    >>> _spread(["evaluate", "run", "--data", "a", "b", "--json"])
+    ['evaluate', 'run', '--data', 'a', '--data', 'b', '--json']
+    """
+    several = SEVERAL.get(arguments[0], ()) if arguments else ()
+    spread: list[str] = []
+    flag = ""
+    for argument in arguments:
+        if argument.startswith("-") and len(argument) > 1:
+            flag = argument if argument in several else ""
+            fresh = True
+        elif flag and not fresh:
+            spread.append(flag)
+        else:
+            fresh = False
+        spread.append(argument)
+    return spread
+
+
+def _config(
+    model: str | None,
+    data: str | None,
+    method: str | None,
+    output: Path | None,
+    max_steps: int | None,
+    seed: int | None,
+    preset: str,
+    config: Path | None,
+    settings: list[str] | None,
+    data_root: str | None,
+    skip_bad_rows: bool = False,
+) -> Any:
+    """Merge preset, file and flags, in this order, the later ones winning."""
+    from uq4ct import config as configuration
+
+    if preset not in configuration.PRESETS:
+        raise UserError(f"--preset: '{preset}' is not one of {', '.join(configuration.PRESETS)}")
+    layers = [configuration.Layer.of(configuration.PRESETS[preset], f"preset {preset}")]
+    if config is not None:
+        layers.append(configuration.read_yaml(config))
+    flags = {
+        "--model": ("model", "name", model),
+        "--data": ("data", "source", data),
+        "--data-root": ("data", "root", data_root),
+        "--skip-bad-rows": ("data", "skip_bad_rows", skip_bad_rows or None),
+        "--method": ("method", "name", method),
+        "--output": ("output", "folder", None if output is None else str(output)),
+        "--seed": ("output", "seed", seed),
+        "--max-steps": ("train", "max_steps", max_steps),
+    }
+    layers += [
+        configuration.Layer.of({section: {name: value}}, flag)
+        for flag, (section, name, value) in flags.items()
+        if value is not None
+    ]
+    layers.append(configuration.read_settings(settings or []))
+    return configuration.resolve(layers)
+
+
+def _choose_rule(run: Any, abstain_below: float | None, target_accuracy: float | None) -> None:
+    """Choose the abstain rule that flags ask for and save it with the run."""
+    from uq4ct import evaluating
+    from uq4ct.posthoc.abstain import AbstainRule
+
+    if abstain_below is not None and target_accuracy is not None:
+        raise UserError("give --abstain-below or --target-accuracy, not both")
+    if abstain_below is not None:
+        AbstainRule(threshold=abstain_below).save(run.folder / "abstain.json")
+    if target_accuracy is not None:
+        rule = evaluating.target_accuracy_rule(run, target_accuracy)
+        _say(f"abstain below confidence {rule.threshold:.4f}: {rule.describe()}")
+
+
+@contextmanager
+def _bar_of(name: str) -> Iterator[Callable[[int, int], None]]:
+    yield _bar(name, 0)
+
+
+def _bar(name: str, total: int) -> Callable[[int, int], None]:
+    """Return a progress callback that shows done, total and ETA on standard error."""
+    from tqdm import tqdm
+
+    bar = tqdm(desc=name, unit="question", total=total or None, file=sys.stderr, mininterval=0.5, disable=None)
+
+    def advance(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+        if done >= total:
+            bar.close()
+
+    return advance
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

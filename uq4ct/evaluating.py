@@ -1,0 +1,176 @@
+"""Put questions to a fitted model: evaluation with metrics, and prediction from file to file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from uq4ct import data, predictions
+from uq4ct.answering import UQModel
+from uq4ct.errors import UserError
+from uq4ct.manifest import is_complete, read_manifest, write_json, write_manifest
+from uq4ct.metrics import summarize
+from uq4ct.posthoc.abstain import AbstainRule
+from uq4ct.runs import Run, Say, to_stderr
+
+CHUNK = 512  # questions between two writes of a prediction file; an interrupted prediction loses at most one chunk
+
+
+def evaluate(
+    run: Run,
+    sources: Sequence[str],
+    *,
+    split: str | None = None,
+    root: str | None = None,
+    batch_size: int | None = None,
+    base: str | None = None,
+    resume: bool = False,
+    model: UQModel | None = None,
+    progress: Callable[[str, int], Callable[[int, int], None]] | None = None,
+    say: Say = to_stderr,
+) -> list[dict[str, Any]]:
+    """Score every question of each source and write ``evaluations/<task>/`` below the run; return the metrics.
+
+    With ``resume``, an evaluation that is complete for the same run and data is read back instead.
+    Raises UserError for bad rows, missing data, or two sources of the same name.
+    """
+    sets = [_labelled(source, split, root or run.config.data.root, run) for source in sources]
+    names = [_folder_name(questions) for questions in sets]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise UserError(f"--data: two sources are called '{repeated[0]}'; rename one file or its folder")
+    results = []
+    for name, questions in zip(names, sets, strict=True):
+        folder = run.folder / "evaluations" / name
+        facts = {"run": run.digest, "data_sha256": questions.sha256, "rule": run.rule.to_dict() if run.rule else None}
+        if resume and is_complete(folder) and all(read_manifest(folder).get(key) == value for key, value in facts.items()):
+            results.append(json.loads((folder / "metrics.json").read_text(encoding="utf-8")))
+            continue
+        model = model or UQModel.load(run, base=base, say=say)
+        for note in questions.notes:
+            say(f"note: {note}")
+        prediction = model.predict_questions(
+            questions.questions,
+            batch_size=batch_size,
+            progress=progress(name, len(questions.questions)) if progress else None,
+        )
+        rows = model.rows(questions.questions, prediction)
+        metrics = {
+            "task": questions.name,
+            "split": questions.split,
+            "data": {"path": questions.path, "sha256": questions.sha256},
+            **_provenance(run),
+            **summarize(rows, bins=run.config.eval.bins, resamples=run.config.eval.resamples),
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "manifest.json").unlink(missing_ok=True)
+        predictions.write(folder / "predictions.jsonl", rows)
+        write_json(folder / "metrics.json", metrics)
+        write_manifest(folder, ["predictions.jsonl", "metrics.json"], **facts)
+        results.append(metrics)
+    return results
+
+
+def predict(
+    run: Run,
+    source: Path,
+    output: Path,
+    *,
+    batch_size: int | None = None,
+    rule: AbstainRule | None = None,
+    base: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    say: Say = to_stderr,
+) -> int:
+    """Answer every question of a file, labelled or not, and write prediction rows; return how many.
+
+    An interrupted prediction of the same file continues where it stopped. Raises UserError with every bad row.
+    """
+    if output.suffix in (".csv", ".parquet"):
+        raise UserError(f"{output}: predictions are written as JSON lines; name the output .jsonl")
+    if not output.parent.is_dir():
+        raise UserError(f"{output}: the folder {output.parent} does not exist")
+    questions = data.read_file(source, config=run.config.data, require_answers=False)
+    model = UQModel.load(run, base=base, say=say)
+    if rule is not None:
+        model = UQModel(model.config, model.model, model.encoder, rule)
+    facts = {
+        "run": run.digest,
+        "input": questions.sha256,
+        "rule": model.rule.to_dict() if model.rule else None,
+        "batch_size": batch_size,
+    }
+    partial, receipt = output.with_name(f"{output.name}.partial"), output.with_name(f"{output.name}.partial.json")
+    done = _rows_done(partial, receipt, facts)
+    if done:
+        say(f"{output}: continuing after {done:,} of {len(questions.questions):,} questions")
+    write_json(receipt, facts)
+    with partial.open("a", encoding="utf-8") as file:
+        for start in range(done, len(questions.questions), CHUNK):
+            chunk = questions.questions[start : start + CHUNK]
+            for row in model.rows(chunk, model.predict_questions(chunk, batch_size=batch_size)):
+                file.write(predictions.to_line(row))
+            file.flush()
+            os.fsync(file.fileno())
+            if progress:
+                progress(start + len(chunk), len(questions.questions))
+    os.replace(partial, output)
+    receipt.unlink()
+    return len(questions.questions)
+
+
+def target_accuracy_rule(run: Run, target: float) -> AbstainRule:
+    """Fit the abstain threshold on the run's calibration split and save it with the run.
+
+    Raises UserError where the run has no calibration split or no threshold reaches the target with 95 % confidence.
+    """
+    path = run.folder / "calibration.jsonl"
+    if not path.is_file():
+        raise UserError(
+            f"{run.folder}: --target-accuracy needs a calibration split, and the run was trained with "
+            "data.calibration_fraction 0; give a threshold with --abstain-below"
+        )
+    rule = AbstainRule.fit(predictions.read(path), target_accuracy=target)
+    rule.save(run.folder / "abstain.json")
+    return rule
+
+
+def _labelled(source: str, split: str | None, root: str, run: Run) -> data.QuestionSet:
+    return data.load(source, split=split, root=root, config=run.config.data)
+
+
+def _folder_name(questions: data.QuestionSet) -> str:
+    return questions.name if questions.default_split else f"{questions.name}.{questions.split}"
+
+
+def _provenance(run: Run) -> dict[str, Any]:
+    facts = run.facts
+    return {
+        "method": facts["method"],
+        "seed": facts["seed"],
+        "passes": facts["passes"],
+        "prompt": {"pack": facts["prompt"]["pack"], "scoring": facts["prompt"]["scoring"], "hash": facts["prompt"]["hash"]},
+        "dtype": facts["base"]["dtype"],
+    }
+
+
+def _rows_done(partial: Path, receipt: Path, facts: dict[str, Any]) -> int:
+    """Count the whole rows of an interrupted prediction of the same run and input, dropping a half-written one."""
+    if not (partial.is_file() and receipt.is_file()):
+        partial.unlink(missing_ok=True)
+        return 0
+    try:
+        same = json.loads(receipt.read_text(encoding="utf-8")) == facts
+    except ValueError:
+        same = False
+    if not same:
+        partial.unlink()
+        return 0
+    content = partial.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    with partial.open("r+b") as file:
+        file.truncate(len(whole))
+    return whole.count(b"\n")

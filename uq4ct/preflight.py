@@ -1,0 +1,94 @@
+"""The numbered pre-flight of ``uq4ct validate``: config, data, base model, answer tokens, prompt, memory and time."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from uq4ct.config import Config
+from uq4ct.fitting import Prepared, prepare
+
+Say = Callable[[str], None]
+SAMPLES = 16
+
+
+def run(resolve: Callable[[], Config], say: Say) -> None:
+    """Check a configuration step by step and print what each step found; nothing is trained or written.
+
+    Raises UserError with every problem of the first step that fails.
+    """
+    config = resolve()
+    say(f"[1/6] config         ok   method {config.method.name}, seed {config.output.seed}")
+    ready = prepare(config)
+    say(f"[2/6] data           ok   {_data(ready)}")
+    for note in ready.notes:
+        say(f"                          note: {note}")
+    base = ready.backbone
+    say(f"[3/6] base model     ok   {base.name}, {base.parameters / 1e6:,.1f} M parameters, {base.dtype}, fingerprint {base.fingerprint[:12]}")
+    mass, seconds = _sample(config, ready)
+    letters = " ".join(f"{letter}={token}" for letter, token in ready.encoder.letters.items())
+    tokens = f"{letters} (distinct, one token each); mass on letters {mass:.2f} over {SAMPLES} prompts" if letters else "scored by the text of the choices"
+    say(f"[4/6] answer tokens  ok   {tokens}")
+    lengths = np.array([len(example["input_ids"]) for example in ready.examples])
+    say(f"[5/6] prompt         ok   {np.median(lengths):.0f} tokens in the middle, 99 % up to {np.quantile(lengths, 0.99):.0f}, cut-off {config.prompt.max_length}; the first:")
+    for line in ready.encoder.render(ready.fit[0]).splitlines():
+        say(f"                          | {line}")
+    say(f"[6/6] memory, time   ok   {_cost(config, ready, lengths, seconds)}")
+
+
+def _data(ready: Prepared) -> str:
+    choices = Counter(len(question.choices) for question in ready.fit)
+    balance = Counter(question.answer for question in ready.fit)
+    total = len(ready.fit)
+    return (
+        f"{ready.questions.name}: {total:,} to fit, {len(ready.calibration):,} for calibration; choices "
+        + ", ".join(f"{number} ({count:,})" for number, count in sorted(choices.items()))
+        + "; gold "
+        + " / ".join(f"{100 * balance[index] / total:.0f}" for index in range(max(choices)))
+        + " %"
+    )
+
+
+def _sample(config: Config, ready: Prepared) -> tuple[float, float]:
+    """Return the mean letter mass of the base model on a few prompts, and the seconds one prompt takes."""
+    from uq4ct.scoring import score_all
+
+    some = ready.examples[:SAMPLES]
+    score_all(ready.backbone.model, some[:1], ready.encoder.pad_token_id, 1)
+    started = time.perf_counter()
+    _, _, _, mass = score_all(ready.backbone.model, some, ready.encoder.pad_token_id, config.eval.batch_size)
+    seconds = (time.perf_counter() - started) / len(some)
+    return float("nan") if mass is None else float(np.mean(mass)), seconds
+
+
+def _cost(config: Config, ready: Prepared, lengths: Any, seconds: float) -> str:
+    batch = config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps
+    steps = math.ceil(len(ready.examples) / batch * config.train.num_train_epochs)
+    steps = config.train.max_steps if config.train.max_steps > 0 else steps
+    trainable = _trainable(config, ready)
+    weights = ready.backbone.model.get_memory_footprint()
+    hidden = ready.backbone.model.config.get_text_config()
+    tokens = config.train.per_device_train_batch_size * float(np.quantile(lengths, 0.99))
+    activations = 40 * tokens * hidden.hidden_size * hidden.num_hidden_layers * 4
+    total = weights + 16 * trainable + activations  # adapter, gradient and two Adam moments in fp32
+    # A training step costs about three forward passes: forward, backward through the frozen base, and the adapters.
+    return (
+        f"{trainable:,} trainable parameters; {steps:,} steps of {batch}; about {total / 2**30:.1f} GiB; "
+        f"roughly {3 * seconds * steps * batch / 60:.1f} minutes on this machine"
+    )
+
+
+def _trainable(config: Config, ready: Prepared) -> int:
+    import peft
+
+    try:
+        adapter = config.method.adapter_config(ready.backbone.model)
+    except TypeError:
+        return 0
+    model = peft.get_peft_model(ready.backbone.model, adapter)
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)

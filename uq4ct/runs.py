@@ -1,0 +1,137 @@
+"""A run folder: one method fitted on one task with one seed, and every evaluation of it.
+
+    config.yaml, environment.json, uq4ct.json, splits.json, training_log.jsonl, calibration.jsonl,
+    adapter_config.json, adapter_model.safetensors, manifest.json          the fit; the manifest is written last
+    evaluations/<task>/{predictions.jsonl, metrics.json, manifest.json}    one folder per evaluated task
+    abstain.json                                                           the abstain rule, once one was chosen
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from uq4ct import config as configuration
+from uq4ct.config import Config
+from uq4ct.errors import UserError
+from uq4ct.manifest import MANIFEST, sha256, verify_manifest
+from uq4ct.posthoc.abstain import AbstainRule
+
+Say = Callable[[str], None]
+
+FIT_FILES = (
+    "config.yaml",
+    "environment.json",
+    "uq4ct.json",
+    "splits.json",
+    "training_log.jsonl",
+    "calibration.jsonl",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+)
+
+
+def to_stderr(line: str) -> None:
+    """Print a line of progress where it does not disturb the output."""
+    print(line, file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A complete run folder."""
+
+    folder: Path
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Run:
+        """Open a run folder and check every file of the fit against its manifest.
+
+        Raises UserError where the folder is no run, is unfinished or has changed.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such run folder; `uq4ct train ... --output {folder}` makes one")
+        if not (folder / "config.yaml").is_file():
+            raise UserError(f"{folder}: not a run folder, it has no config.yaml")
+        if not (folder / MANIFEST).is_file():
+            raise UserError(f"{folder}: its training was not finished; the same `uq4ct train` command with --resume continues it")
+        verify_manifest(folder)
+        return cls(folder)
+
+    @cached_property
+    def config(self) -> Config:
+        """The resolved configuration of the run."""
+        return configuration.resolve([configuration.read_yaml(self.folder / "config.yaml")])
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """Identity and cost of the fit, from ``uq4ct.json``."""
+        return json.loads((self.folder / "uq4ct.json").read_text(encoding="utf-8"))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the fit's manifest: it changes when any file of the fit does."""
+        return sha256(self.folder / MANIFEST)
+
+    @property
+    def rule(self) -> AbstainRule | None:
+        """The abstain rule saved with the run, if one was chosen."""
+        path = self.folder / "abstain.json"
+        return AbstainRule.load(path) if path.is_file() else None
+
+
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process; the claim ends with the process, however it ends.
+
+    Raises UserError naming the other process when the folder is in use.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.seek(0)
+            raise UserError(f"{folder}: in use by another process ({lock.read().strip() or 'unknown'})") from error
+        import os
+
+        lock.truncate(0)
+        lock.write(f"{platform.node()} pid {os.getpid()}")
+        lock.flush()
+        yield
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Describe what a run was made with: versions, code, machine."""
+    import torch
+
+    names = ["torch", "transformers", "peft", "accelerate", "safetensors", "numpy", "datasets"]
+    return {
+        "uq4ct": metadata.version("uq4ct"),
+        "code_sha256": code_digest(),
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in names},
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def code_digest() -> str:
+    """SHA-256 over the source of this package, so that two results can be known to come from the same code."""
+    digest = hashlib.sha256()
+    package = Path(__file__).parent
+    for path in sorted(package.rglob("*.py")):
+        digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
