@@ -1,0 +1,125 @@
+"""Functional-level epistemic uncertainty (Eq. 9) and the loss that calibrates it against correctness (Eqs. 10, 12)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from uq4ct.adapters.router import LayerRouting
+from uq4ct.losses.answer import Reduction, reduce
+from uq4ct.losses.checks import require
+
+FeuReduction = Literal["mass", "top1", "vector"]
+FeuTokens = Literal["prompt", "last"]
+Schedule = Literal["constant", "incremental"]
+
+
+def functional_uncertainty(
+    routing: Sequence[LayerRouting],
+    mask: Bool[Tensor, "batch token"],
+    reduction: FeuReduction = "mass",
+    tokens: FeuTokens = "prompt",
+) -> Float[Tensor, " batch *expert"]:
+    """Return FEU (Eq. 9): the mean over real prompt tokens and over layers of the router's kept probabilities.
+
+    Despite its name FEU is a CONFIDENCE: large means certain.
+
+    * ``mass``: the sum of the kept probabilities, a number in [k/N, 1];
+    * ``top1``: the largest probability, in [1/N, 1];
+    * ``vector``: the kept probabilities themselves, (batch, expert), for the literal Eq. 10.
+
+    ``tokens="last"`` reads the answer position only. Padding (``mask`` false) never counts. Raises ValueError when
+    there is no router, and when the kept values were rescaled to sum to one: that sum is constant and trains nothing.
+
+    >>> p = torch.tensor([[[0.5, 0.3, 0.2], [0.6, 0.3, 0.1]]])     # one example, two tokens, three experts
+    >>> kept = torch.tensor([[[0.5, 0.3, 0.0], [0.6, 0.3, 0.0]]])
+    >>> layer = LayerRouting(p, kept, p.argmax(-1))
+    >>> mask = torch.tensor([[True, True]])
+    >>> round(functional_uncertainty([layer], mask).item(), 4)                     # (0.8 + 0.9) / 2
+    0.85
+    >>> round(functional_uncertainty([layer], mask, reduction="top1").item(), 4)
+    0.55
+    >>> rescaled = LayerRouting(p, kept / kept.sum(-1, keepdim=True), p.argmax(-1))
+    >>> functional_uncertainty([rescaled], mask)
+    Traceback (most recent call last):
+    ValueError: FEU needs the kept probabilities themselves (R in Eq. 9), but layer 0 has rescaled ones, whose sum is \
+always 1 and trains nothing; pass LayerRouting.kept as the router recorded it
+    """
+    if not routing:
+        raise ValueError("FEU needs a router: the model has none, or its adapter is disabled")
+    for number, layer in enumerate(routing):
+        _require_unscaled(layer, number)
+    match reduction:
+        case "mass":
+            confidence = torch.stack([layer.kept.sum(dim=-1) for layer in routing]).mean(dim=0)
+        case "top1":
+            confidence = torch.stack([layer.kept.amax(dim=-1) for layer in routing]).mean(dim=0)
+        case "vector":
+            confidence = torch.stack(_equally_wide(routing)).mean(dim=0)
+        case _:
+            raise ValueError(f"FEU reduction is 'mass', 'top1' or 'vector', got {reduction!r}")
+    return _mean_over_tokens(confidence, _last(mask) if tokens == "last" else mask)
+
+
+def calibration_loss(
+    feu: Float[Tensor, " batch *expert"], correct: Bool[Tensor, " batch"], reduction: Reduction = "mean"
+) -> Float[Tensor, "*batch"]:
+    """Return Eq. 10, L_cal: the squared distance of FEU from the correctness indicator, which is detached.
+
+    A ``vector`` FEU is compared with the broadcast indicator and summed over experts, up to N times larger.
+
+    >>> calibration_loss(torch.tensor([0.75, 0.75]), torch.tensor([True, False]), reduction="none").tolist()
+    [0.0625, 0.5625]
+    >>> calibration_loss(torch.tensor([[0.75, 0.0]]), torch.tensor([True])).item()
+    1.0625
+    """
+    if feu.dim() == 1:
+        return reduce((correct.detach().to(feu.dtype) - feu) ** 2, reduction)
+    return reduce(((correct.detach().to(feu.dtype)[:, None] - feu) ** 2).sum(dim=-1), reduction)
+
+
+def schedule(kind: Schedule, step: int) -> float:
+    """Return the factor on the calibration weight after t completed optimizer steps: 1, or Eq. 12's min(1, t / 50).
+
+    >>> [schedule("incremental", step) for step in (0, 25, 50, 51)], schedule("constant", 0)
+    ([0.0, 0.5, 1.0, 1.0], 1.0)
+    """
+    match kind:
+        case "constant":
+            return 1.0
+        case "incremental":
+            return min(1.0, step / 50)
+    raise ValueError(f"the calibration schedule is 'constant' or 'incremental', got {kind!r}")
+
+
+def _require_unscaled(layer: LayerRouting, number: int) -> None:
+    # k = N keeps everything and sums to 1 rightly, so the sum proves nothing: compare with the probabilities themselves
+    kept, probabilities = layer.kept.detach(), layer.probabilities.detach()
+    require(
+        ((kept == 0) | ((kept - probabilities).abs() <= 1e-5)).all(),
+        f"FEU needs the kept probabilities themselves (R in Eq. 9), but layer {number} has rescaled ones, whose sum is "
+        "always 1 and trains nothing; pass LayerRouting.kept as the router recorded it",
+    )
+
+
+def _equally_wide(routing: Sequence[LayerRouting]) -> list[Float[Tensor, "batch token expert"]]:
+    experts = sorted({layer.kept.shape[-1] for layer in routing})
+    if len(experts) > 1:
+        raise ValueError(f"a vector FEU needs the same number of experts in every layer, got {experts}; use 'mass'")
+    return [layer.kept for layer in routing]
+
+
+def _last(mask: Bool[Tensor, "batch token"]) -> Bool[Tensor, "batch token"]:
+    from_the_end = mask.flip(-1).cumsum(dim=-1).flip(-1)
+    return mask & (from_the_end == 1)
+
+
+def _mean_over_tokens(
+    values: Float[Tensor, "batch token *expert"], mask: Bool[Tensor, "batch token"]
+) -> Float[Tensor, " batch *expert"]:
+    weight = mask.to(values.dtype).reshape(*mask.shape, *[1] * (values.dim() - 2))
+    return (values * weight).sum(dim=1) / weight.sum(dim=1)

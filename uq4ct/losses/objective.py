@@ -1,0 +1,118 @@
+"""The training objective (Eq. 11): answer loss + alpha_b * load balance + beta * calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeVar, get_args, get_type_hints
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from uq4ct.adapters.router import LayerRouting
+from uq4ct.losses.answer import answer_loss, is_correct
+from uq4ct.losses.balance import BalanceCounts, BalanceProbabilities, BalanceScope, SumOverRanks, balance_loss
+from uq4ct.losses.calibration import (
+    FeuReduction,
+    FeuTokens,
+    Schedule,
+    calibration_loss,
+    functional_uncertainty,
+    schedule,
+)
+
+AnswerLoss = Literal["choices", "vocabulary"]
+Number = TypeVar("Number", float, Tensor)
+
+
+class Terms(NamedTuple):
+    """The terms of Eq. 11 for one batch, each example by itself, so that the caller can normalise them exactly.
+
+    ``calibration``, ``feu`` and ``balance`` are None for a model without a router. ``feu`` is always a number in
+    [k/N, 1], large means certain, also where the loss compares vectors.
+    """
+
+    answer: Float[Tensor, " batch"]
+    calibration: Float[Tensor, " batch"] | None
+    balance: Float[Tensor, ""] | None
+    correct: Bool[Tensor, " batch"]
+    feu: Float[Tensor, " batch"] | None
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Eq. 11 with its weights and readings: ``calibration_weight`` is beta, ``balance_weight`` alpha_b, applied once.
+
+    >>> uq4ct = Objective(calibration_weight=1.0, balance_weight=0.01, calibration_schedule="incremental")
+    >>> uq4ct.combine(answer=0.5, balance=1.0, calibration=0.2, step=25)                  # 0.5 + 0.01 + 0.5 * 0.2
+    0.61
+    >>> Objective(answer_loss="letters")
+    Traceback (most recent call last):
+    ValueError: answer_loss: expected one of 'choices', 'vocabulary', got 'letters'
+    """
+
+    calibration_weight: float = 0.0
+    balance_weight: float = 0.0
+    answer_loss: AnswerLoss = "choices"
+    feu_reduction: FeuReduction = "mass"
+    feu_tokens: FeuTokens = "prompt"
+    calibration_schedule: Schedule = "constant"
+    balance_counts: BalanceCounts = "first"
+    balance_scope: BalanceScope = "layer"
+    balance_probabilities: BalanceProbabilities = "full"
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if hint is float and not (value >= 0 and value < float("inf")):
+                raise ValueError(f"{name}: expected a number that is not negative, got {value!r}")
+            if (allowed := get_args(hint)) and value not in allowed:
+                raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+    @property
+    def needs_router(self) -> bool:
+        """Tell whether a term is switched on that a model without a router cannot give."""
+        return self.calibration_weight > 0 or self.balance_weight > 0
+
+    def beta(self, step: int = 0) -> float:
+        """Return the calibration weight after ``step`` completed optimizer steps (Eq. 12)."""
+        return self.calibration_weight * schedule(self.calibration_schedule, step)
+
+    def combine(self, answer: Number, balance: Number, calibration: Number, step: int) -> Number:
+        """Return the loss (Eq. 11) from its terms after ``step`` completed optimizer steps."""
+        return answer + self.balance_weight * balance + self.beta(step) * calibration
+
+    def terms(
+        self,
+        choice_logits: Float[Tensor, "batch choice"],
+        log_normalizer: Float[Tensor, " batch"],
+        answer: Int[Tensor, " batch"],
+        routing: Sequence[LayerRouting],
+        routing_mask: Bool[Tensor, "batch token"],
+        real: Bool[Tensor, " batch"] | None = None,
+        sum_over_ranks: SumOverRanks | None = None,
+    ) -> Terms:
+        """Return every term of Eq. 11 for a scored batch; a term whose weight is 0 is measured without a gradient.
+
+        ``real`` marks the examples that count in the balance of experts (default all); the other terms are per example.
+        ``sum_over_ranks`` as in ``balance_loss``. Raises ValueError when a weight needs a router and there is none.
+        """
+        if self.needs_router and not routing:
+            raise ValueError(
+                f"calibration_weight={self.calibration_weight} and balance_weight={self.balance_weight} need a router, "
+                "but the model recorded none; use a MixLoraConfig adapter, or set both weights to 0 for a plain one"
+            )
+        nll = answer_loss(choice_logits, answer, None if self.answer_loss == "choices" else log_normalizer, "none")
+        correct = is_correct(choice_logits, answer)
+        if not routing:
+            return Terms(nll, None, None, correct, None)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.calibration_weight > 0):
+            feu = functional_uncertainty(routing, routing_mask, self.feu_reduction, self.feu_tokens)
+            calibration = calibration_loss(feu, correct, "none")
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.balance_weight > 0):
+            counted = routing_mask if real is None else routing_mask & real[:, None]
+            readings = (self.balance_counts, self.balance_scope, self.balance_probabilities)
+            balance = balance_loss(routing, counted, *readings, sum_over_ranks)
+        recorded = feu.sum(dim=-1) if feu.dim() == 2 else feu  # a vector sums to the mass
+        return Terms(nll, calibration, balance, correct, recorded.detach())

@@ -1,0 +1,318 @@
+"""Read a model's answers: one forward pass, the logits of each question's own choices, and what the routers did."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from uq4ct.adapters.router import LayerRouting, record_routing
+from uq4ct.errors import UserError
+from uq4ct.losses.balance import expert_counts
+from uq4ct.losses.calibration import FeuTokens, functional_uncertainty
+from uq4ct.losses.objective import Objective
+
+Example = Mapping[str, Any]
+Batch = dict[str, Tensor]
+
+
+class Scores(NamedTuple):
+    """What one forward pass says about a batch.
+
+    ``choice_logits`` are float32 (float64 for a float64 model), ``-inf`` where an item has no such choice.
+    ``log_normalizer`` is the logsumexp over the vocabulary at the answer position, so that
+    ``exp(logsumexp(choice_logits) - log_normalizer)`` is the letter mass; for option texts, whose choice logits are
+    summed log-likelihoods, it is 0. ``routing_mask`` marks the real prompt tokens.
+    """
+
+    choice_logits: Float[Tensor, "batch choice"]
+    log_normalizer: Float[Tensor, " batch"]
+    routing: tuple[LayerRouting, ...]
+    routing_mask: Bool[Tensor, "batch token"]
+
+
+class Losses(NamedTuple):
+    """The loss of one batch (Eq. 11), ready for ``backward``, and what to log; None where there is no router."""
+
+    loss: Float[Tensor, ""]
+    answer: Float[Tensor, ""]
+    balance: Float[Tensor, ""] | None
+    calibration: Float[Tensor, ""] | None
+    accuracy: Float[Tensor, ""]
+    feu: Float[Tensor, ""] | None
+    expert_counts: list[Float[Tensor, " expert"]]
+
+
+def uq4ct_loss(
+    model: nn.Module,
+    batch: Mapping[str, Tensor],
+    objective: Objective = Objective(calibration_weight=1.0, balance_weight=0.01),  # noqa: B008, a frozen value
+    step: int = 0,
+) -> Losses:
+    """Return the UQ4CT loss of one collated batch, for training loops of your own; ``step`` counts completed updates.
+
+    Every term is the mean over this batch. With gradient accumulation or several processes weigh each batch by its
+    share of the examples, as ``CalibratedTrainer`` does.
+    """
+    scores = score(model, batch)
+    terms = objective.terms(*scores[:2], batch["answer"], *scores[2:])
+    answer, zero = terms.answer.mean(), terms.answer.new_zeros(())
+    calibration = None if terms.calibration is None else terms.calibration.mean()
+    loss = objective.combine(
+        answer,
+        zero if terms.balance is None else terms.balance,
+        zero if calibration is None else calibration,
+        step,
+    )
+    return Losses(
+        loss,
+        answer,
+        terms.balance,
+        calibration,
+        terms.correct.float().mean(),
+        None if terms.feu is None else terms.feu.mean(),
+        expert_counts(scores.routing, scores.routing_mask),
+    )
+
+
+def collate(examples: Sequence[Example], pad_token_id: int, padding_side: str = "left") -> Batch:
+    """Return encoded examples as one padded batch of tensors.
+
+    Letters (``choice_ids``): ``input_ids`` and ``attention_mask`` (batch, token), ``choice_ids`` and ``choice_mask``
+    (batch, choice), ``answer`` (batch). Options (``option_ids``): ``input_ids``, ``attention_mask`` and
+    ``option_mask``, true on the option's own tokens, (batch, choice, token), with ``choice_mask`` and ``answer`` as
+    before. Both carry ``answer_window``, true where a logit is needed, over only as many last positions as needed: its
+    width tells how many logits to compute without waiting for the device.
+
+    >>> batch = collate([{"input_ids": [5, 6, 7], "choice_ids": [1, 2, 3], "answer": 2},
+    ...                  {"input_ids": [5, 6], "choice_ids": [1, 2], "answer": 0}], pad_token_id=0)
+    >>> batch["input_ids"].tolist(), batch["choice_mask"].tolist(), batch["answer"].tolist()
+    ([[5, 6, 7], [0, 5, 6]], [[True, True, True], [True, True, False]], [2, 0])
+    >>> batch["answer_window"].tolist()
+    [[True], [True]]
+    """
+    if padding_side not in ("left", "right"):
+        raise ValueError(f"padding_side is 'left' or 'right', got {padding_side!r}")
+    kinds = {"option_ids" if "option_ids" in example else "choice_ids" for example in examples}
+    if len(kinds) != 1:
+        raise ValueError("one batch holds either examples with 'choice_ids' or with 'option_ids', not both")
+    pad = _collate_options if kinds == {"option_ids"} else _collate_letters
+    batch = pad(examples, pad_token_id, padding_side)
+    return {**batch, "answer": torch.tensor([example["answer"] for example in examples])}
+
+
+def score(model: nn.Module, batch: Mapping[str, Tensor]) -> Scores:
+    """Score the choices of a collated batch in one forward pass; gradients flow if they are enabled.
+
+    The model may be any causal LM, wrapped by PEFT or DDP or not. Logits are computed at the answer position only where
+    the model can (``logits_to_keep``), the softmax is float32 whatever the model's dtype, and position ids follow the
+    mask where the model takes them, so that padding changes nothing.
+    """
+    if "option_mask" in batch:
+        return _score_options(model, batch)
+    mask = batch["attention_mask"].bool()
+    window = batch["answer_window"] if "answer_window" in batch else _window(_ends(mask))
+    logits, routing = _forward(model, batch["input_ids"], mask, window.shape[-1])
+    at_answer = logits[torch.arange(len(logits), device=logits.device), window.int().argmax(dim=-1)]
+    choice_logits = at_answer.gather(-1, batch["choice_ids"]).masked_fill(~batch["choice_mask"], -torch.inf)
+    return Scores(choice_logits, at_answer.logsumexp(dim=-1), routing, mask)
+
+
+def score_all(
+    model: nn.Module,
+    examples: Sequence[Example],
+    pad_token_id: int,
+    batch_size: int,
+    progress: Callable[[int, int], None] | None = None,
+    feu_tokens: FeuTokens = "prompt",
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """Score every example in evaluation mode and return (logits, mask, feu, letter_mass) in input order.
+
+    ``logits`` are (item, 1, choice) float64, ``-inf`` where ``mask`` (item, choice) is false. ``feu`` (item,) is Eq. 9,
+    a CONFIDENCE, None without a router; ``letter_mass`` (item,) is None for option texts. Longest examples go first,
+    so that a batch too big for the GPU shows at once: it is halved and tried again. ``progress`` is called with
+    (done, total). Raises UserError naming every example longer than the model's context.
+    """
+    check_lengths(model, examples)
+    by_length = sorted(range(len(examples)), key=lambda row: -_length(examples[row]))
+    scored: dict[int, tuple] = {}
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.inference_mode():
+            while len(scored) < len(examples):
+                rows = by_length[len(scored) : len(scored) + batch_size]
+                try:
+                    found = _score_rows(model, [examples[row] for row in rows], pad_token_id, feu_tokens)
+                except torch.OutOfMemoryError:
+                    if batch_size == 1:
+                        raise
+                    batch_size = max(1, batch_size // 2)
+                    torch.cuda.empty_cache()
+                    continue
+                scored.update(zip(rows, found, strict=True))
+                if progress is not None:
+                    progress(len(scored), len(examples))
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return _as_arrays([scored[row] for row in range(len(examples))])
+
+
+def check_lengths(model: nn.Module, examples: Sequence[Example]) -> None:
+    """Raise UserError naming every example that is longer than the model's context; nothing is ever cut off here."""
+    limit = context_length(model)
+    if limit is None:
+        return
+    problems = [
+        f"example {example.get('id', row)}: {_length(example)} tokens, but the model's context is {limit}; shorten its "
+        "context field, leave it out, or use a model with a longer context"
+        for row, example in enumerate(examples)
+        if _length(example) > limit
+    ]
+    if problems:
+        raise UserError(problems)
+
+
+def context_length(model: nn.Module) -> int | None:
+    """Return how many positions the model was built for, or None where its configuration does not say."""
+    config: Any = getattr(_base(model), "config", None)
+    if hasattr(config, "get_text_config"):
+        config = config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None)
+    return limit if isinstance(limit, int) else None
+
+
+def _collate_letters(examples: Sequence[Example], pad_token_id: int, side: str) -> Batch:
+    input_ids, mask = _pad([example["input_ids"] for example in examples], pad_token_id, side)
+    choice_ids, choice_mask = _pad([example["choice_ids"] for example in examples], 0, "right")
+    return {
+        "input_ids": input_ids,
+        "attention_mask": mask.long(),
+        "choice_ids": choice_ids,
+        "choice_mask": choice_mask,
+        "answer_window": _window(_ends(mask)),
+    }
+
+
+def _collate_options(examples: Sequence[Example], pad_token_id: int, side: str) -> Batch:
+    choices = max(len(example["option_ids"]) for example in examples)
+    real = [[choice < len(example["option_ids"]) for choice in range(choices)] for example in examples]
+    # an item with fewer choices repeats its first one: every row is a real text, and choice_mask leaves it out later
+    options = [example["option_ids"][choice if there else 0] for example, row in zip(examples, real, strict=True)
+               for choice, there in enumerate(row)]  # fmt: skip
+    prompts = [example["input_ids"] for example in examples for _ in range(choices)]
+    input_ids, mask = _pad([[*p, *o] for p, o in zip(prompts, options, strict=True)], pad_token_id, side)
+    ends = [[0] * len(p) + [1] * len(o) for p, o in zip(prompts, options, strict=True)]
+    option_mask = _pad(ends, 0, side)[0].bool()
+    predicts_option = torch.cat([option_mask[:, 1:], torch.zeros_like(option_mask[:, :1])], dim=-1)
+    tensors = {"input_ids": input_ids, "attention_mask": mask.long(), "option_mask": option_mask}
+    tensors["answer_window"] = _window(predicts_option)
+    shaped = {name: tensor.unflatten(0, (len(examples), choices)) for name, tensor in tensors.items()}
+    return {**shaped, "choice_mask": torch.tensor(real)}
+
+
+def _pad(
+    rows: Sequence[Sequence[int]], value: int, side: str
+) -> tuple[Int[Tensor, "row token"], Bool[Tensor, "row token"]]:
+    width = max(map(len, rows))
+    values, mask = torch.full((len(rows), width), value), torch.zeros(len(rows), width, dtype=torch.bool)
+    for number, row in enumerate(rows):
+        place = slice(width - len(row), width) if side == "left" else slice(0, len(row))
+        values[number, place], mask[number, place] = torch.tensor(row), True
+    return values, mask
+
+
+def _ends(mask: Bool[Tensor, "row token"]) -> Bool[Tensor, "row token"]:
+    """Mark each row's last real position, found by the mask: with right padding it is not the last column."""
+    return mask & (mask.flip(-1).cumsum(dim=-1).flip(-1) == 1)
+
+
+def _window(needed: Bool[Tensor, "row token"]) -> Bool[Tensor, "row last"]:
+    """Cut off the positions before the first that any row needs."""
+    return needed[:, int(needed.any(dim=0).int().argmax()) :]
+
+
+def _forward(
+    model: nn.Module, input_ids: Int[Tensor, "row token"], mask: Bool[Tensor, "row token"], last: int
+) -> tuple[Float[Tensor, "row last vocabulary"], tuple[LayerRouting, ...]]:
+    """Run the model and return the logits of the ``last`` positions and what its routers did."""
+    takes = inspect.signature(type(_base(model)).forward).parameters
+    extra: dict[str, Any] = {}
+    if "position_ids" in takes:
+        # counted from the first real token, so that left padding does not shift absolute positions
+        extra["position_ids"] = (mask.long().cumsum(dim=-1) - 1).clamp(min=0)
+    if "logits_to_keep" in takes:
+        extra["logits_to_keep"] = last
+    if "use_cache" in takes:
+        extra["use_cache"] = False
+    with record_routing(model) as routing:
+        output = model(input_ids=input_ids, attention_mask=mask.long(), **extra)
+    logits = output.logits if hasattr(output, "logits") else output
+    logits = logits[:, -last:]
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)), routing.layers
+
+
+def _score_options(model: nn.Module, batch: Mapping[str, Tensor]) -> Scores:
+    items, choices, _ = batch["input_ids"].shape
+    input_ids, mask = batch["input_ids"].flatten(0, 1), batch["attention_mask"].bool().flatten(0, 1)
+    option_mask = batch["option_mask"].flatten(0, 1)
+    predicts_option = torch.cat([option_mask[:, 1:], torch.zeros_like(option_mask[:, :1])], dim=-1)
+    window = batch["answer_window"].flatten(0, 1) if "answer_window" in batch else _window(predicts_option)
+    logits, routing = _forward(model, input_ids, mask, window.shape[-1])
+    following = input_ids.roll(-1, dims=-1)[:, -window.shape[-1] :]
+    log_probs = logits.log_softmax(dim=-1).gather(-1, following[..., None]).squeeze(-1)
+    choice_logits = log_probs.masked_fill(~window, 0.0).sum(dim=-1).view(items, choices)
+    choice_logits = choice_logits.masked_fill(~batch["choice_mask"], -torch.inf)
+    # the prompt's tokens come before the option's and do not see them: the first choice's row speaks for all
+    first = tuple(LayerRouting(*(part.unflatten(0, (items, choices))[:, 0] for part in layer)) for layer in routing)
+    prompt = (mask & ~option_mask).unflatten(0, (items, choices))[:, 0]
+    return Scores(choice_logits, torch.zeros_like(choice_logits[:, 0]), first, prompt)
+
+
+def _score_rows(model: nn.Module, examples: Sequence[Example], pad_token_id: int, feu_tokens: FeuTokens) -> list[tuple]:
+    """Return (logits of the item's own choices, FEU or None, letter mass or None) of each example."""
+    device = next(model.parameters()).device
+    batch = {name: tensor.to(device) for name, tensor in collate(examples, pad_token_id).items()}
+    scores = score(model, batch)
+    logits, unknown = scores.choice_logits.double(), [None] * len(examples)
+    feu = mass = unknown
+    if scores.routing:
+        feu = functional_uncertainty(scores.routing, scores.routing_mask, tokens=feu_tokens).tolist()
+    if "option_mask" not in batch:
+        mass = (logits.logsumexp(dim=-1) - scores.log_normalizer.double()).exp().tolist()
+    choices = batch["choice_mask"].sum(dim=-1).tolist()
+    rows = [row[:number] for row, number in zip(logits.cpu().numpy(), choices, strict=True)]
+    return list(zip(rows, feu, mass, strict=True))
+
+
+def _as_arrays(scored: Sequence[tuple]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
+    widest = max((len(row) for row, _, _ in scored), default=0)
+    logits = np.full((len(scored), 1, widest), -np.inf)
+    for item, (row, _, _) in enumerate(scored):
+        logits[item, 0, : len(row)] = row
+    mask = np.arange(widest) < np.array([len(row) for row, _, _ in scored], dtype=int)[:, None]
+    feu, mass = [entry[1] for entry in scored], [entry[2] for entry in scored]
+    return logits, mask, None if None in feu else np.array(feu), None if None in mass else np.array(mass)
+
+
+def _length(example: Example) -> int:
+    return len(example["input_ids"]) + max(map(len, example.get("option_ids", [[]])))
+
+
+def _base(model: Any) -> nn.Module:
+    """Return the causal LM inside DDP's, torch.compile's and PEFT's wrappers."""
+    while True:
+        if hasattr(model, "get_base_model"):
+            model = model.get_base_model()
+        elif hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        elif isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        else:
+            return model
