@@ -297,8 +297,12 @@ def _as_arrays(scored: Sequence[tuple]) -> tuple[np.ndarray, np.ndarray, np.ndar
     for item, (row, _, _) in enumerate(scored):
         logits[item, 0, : len(row)] = row
     mask = np.arange(widest) < np.array([len(row) for row, _, _ in scored], dtype=int)[:, None]
-    feu, mass = [entry[1] for entry in scored], [entry[2] for entry in scored]
-    return logits, mask, None if None in feu else np.array(feu), None if None in mass else np.array(mass)
+    feu, mass = (_column([entry[place] for entry in scored]) for place in (1, 2))
+    return logits, mask, feu, mass
+
+
+def _column(values: list) -> np.ndarray | None:
+    return None if not values or None in values else np.array(values)
 
 
 def _length(example: Example) -> int:
