@@ -1,0 +1,279 @@
+"""The modules that PEFT puts in the place of a base module. They call the base modules and never read a base weight."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from uq4ct.adapters.mixture import (
+    LowRank,
+    Mixing,
+    Projection,
+    add,
+    drop,
+    ffn_mixture,
+    linear_mixture,
+    low_rank_delta,
+    route,
+)
+from uq4ct.adapters.router import LayerRouting, Routed
+from uq4ct.adapters.sites import FfnSite, Role, activation_of, feed_forward, linear_features, output_dropout, part
+
+CANNOT_MERGE = (
+    "A mixture of LoRA experts cannot be merged into the base weights: which experts act, and how much, depends on the "
+    "input, so no single weight matrix computes the same function. Keep the adapter beside the base model, or use a "
+    "plain LoRA."
+)
+
+
+@dataclass(frozen=True)
+class LayerSettings:
+    """Hold the numbers of one adapter at one layer."""
+
+    rank: int
+    scaling: float
+    dropout: float
+    num_experts: int = 1
+    top_k: int = 1
+    mixing: Mixing = "rescaled"
+    router_init_range: float = 0.02
+
+
+class AdapterLayer(nn.Module, BaseTunerLayer):
+    """Keep the adapters of one wrapped module; subclasses own the parameters and the forward."""
+
+    other_param_names = ("settings",)
+
+    def __init__(self, base_layer: nn.Module):
+        super().__init__()
+        self.base_layer = base_layer
+        self.settings: dict[str, LayerSettings] = {}
+
+    def current_adapter(self) -> str | None:
+        """Return the adapter that acts in the forward pass, or None for the base model alone."""
+        if self.disable_adapters:
+            return None
+        return next((name for name in self.active_adapters if name in self.settings), None)
+
+    def dropout(self, adapter: str) -> float:
+        """Return the dropout probability in force: none in eval mode."""
+        return self.settings[adapter].dropout if self.training else 0.0
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Activate one adapter; several at once have no meaning for a mixture inside a non-linear block."""
+        if not isinstance(adapter_names, str) and len(adapter_names) > 1:
+            raise ValueError(f"one mixture adapter can be active at a time, got {', '.join(adapter_names)}")
+        super().set_adapter(adapter_names, inference_mode=inference_mode)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Refuse: the weights depend on the input."""
+        raise NotImplementedError(CANNOT_MERGE)
+
+    def unmerge(self) -> None:
+        """Refuse: nothing was merged."""
+        raise NotImplementedError(CANNOT_MERGE)
+
+    def _finish(self, adapter: str, settings: LayerSettings) -> None:
+        self.settings[adapter] = settings
+        self._move_adapter_to_device_of_base_layer(adapter)
+        self.set_adapter(self.active_adapters)
+
+
+class LoraLinear(AdapterLayer):
+    """Adapt one linear by plain LoRA: h = W0 x + s B A x (Eq. 1)."""
+
+    adapter_layer_names: tuple[str, ...] = ("uqmoe_A", "uqmoe_B")
+
+    def __init__(self, base_layer: nn.Module):
+        super().__init__(base_layer)
+        self.uqmoe_A = nn.ParameterDict()
+        self.uqmoe_B = nn.ParameterDict()
+
+    def add_adapter(self, adapter: str, settings: LayerSettings) -> None:
+        """Create the adapter's parameters."""
+        self.uqmoe_A[adapter], self.uqmoe_B[adapter] = _new_experts(self.get_base_layer(), settings)
+        self._finish(adapter, settings)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the adapted output."""
+        base = self.base_layer(x, *args, **kwargs)
+        adapter = self.current_adapter()
+        if adapter is None:
+            return base
+        experts = LowRank(self.uqmoe_A[adapter], self.uqmoe_B[adapter])
+        return add(base, low_rank_delta(drop(x, self.dropout(adapter)), experts, self.settings[adapter].scaling))
+
+
+class RoutedLayer(AdapterLayer, Routed):
+    """Own the router of a mixture."""
+
+    uqmoe_router: nn.ParameterDict
+
+    def router_is_trainable(self) -> bool:
+        """Tell whether the router in use gets gradients."""
+        adapter = self.current_adapter()
+        return adapter is not None and self.uqmoe_router[adapter].requires_grad
+
+
+class MixtureLinear(RoutedLayer):
+    """Adapt one linear by a mixture with its own router: h = W0 x + s sum_k g_k B_k A_k x (section 5.2)."""
+
+    adapter_layer_names: tuple[str, ...] = ("uqmoe_router", "uqmoe_A", "uqmoe_B")
+
+    def __init__(self, base_layer: nn.Module):
+        super().__init__(base_layer)
+        self.uqmoe_router = nn.ParameterDict()
+        self.uqmoe_A = nn.ParameterDict()
+        self.uqmoe_B = nn.ParameterDict()
+
+    def add_adapter(self, adapter: str, settings: LayerSettings) -> None:
+        """Create the adapter's parameters."""
+        base = self.get_base_layer()
+        self.uqmoe_router[adapter] = _new_router(_features(base)[0], settings)
+        self.uqmoe_A[adapter], self.uqmoe_B[adapter] = _new_experts(base, settings)
+        self._finish(adapter, settings)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the adapted output and let a recorder see the routing."""
+        adapter = self.current_adapter()
+        if adapter is None:
+            return self.base_layer(x, *args, **kwargs)
+        if args or kwargs:
+            raise TypeError(_more_than_the_input(self.base_layer))
+        settings = self.settings[adapter]
+        routing, _ = route(x, self.uqmoe_router[adapter], settings.top_k)
+        self.capture(routing)
+        projection = Projection(self.base_layer, LowRank(self.uqmoe_A[adapter], self.uqmoe_B[adapter]))
+        dropout = self.dropout(adapter)
+        return linear_mixture(x, projection, routing, mixing=settings.mixing, scaling=settings.scaling, dropout=dropout)
+
+
+class FfnMixture(RoutedLayer):
+    """Replace an FFN by a mixture whose experts are the whole FFN with low-rank deltas (Eqs. 2, 3)."""
+
+    def __init__(self, base_layer: nn.Module, site: FfnSite):
+        super().__init__(base_layer)
+        self.site = site
+        roles = [role for role, _ in site.projections]
+        self.adapter_layer_names = ("uqmoe_router", *(f"uqmoe_{role}_{factor}" for role in roles for factor in "AB"))
+        for name in self.adapter_layer_names:
+            setattr(self, name, nn.ParameterDict())
+        activation = activation_of(base_layer, site.activation)
+        owned = hasattr(base_layer, site.activation.split(".")[0])
+        # Kept in a tuple, out of reach of nn.Module: PEFT counts every other child of this layer as the adapter's.
+        self._activation = None if owned else (activation,)
+        self._tokens: tuple[int, ...] | None = None
+        self._hook: Any = None  # what notes the tokens, where the layer flattens them
+
+    def add_adapter(self, adapter: str, settings: LayerSettings, roles: Sequence[Role]) -> None:
+        """Create the adapter's parameters for the projections of the given roles."""
+        base, site = self.get_base_layer(), self.site
+        width = _features(part(base, site.inputs[0][1]))[0]
+        self.uqmoe_router[adapter] = _new_router(width, settings)
+        for role in roles:
+            A, B = _new_experts(part(base, dict(site.projections)[role]), settings)
+            getattr(self, f"uqmoe_{role}_A")[adapter] = A
+            getattr(self, f"uqmoe_{role}_B")[adapter] = B
+        self._finish(adapter, settings)
+
+    def experts(self, adapter: str) -> dict[Role, LowRank]:
+        """Return the stacked factors of each adapted projection."""
+        found: dict[Role, LowRank] = {}
+        for role, _ in self.site.projections:
+            A, B = getattr(self, f"uqmoe_{role}_A"), getattr(self, f"uqmoe_{role}_B")
+            if adapter in A:
+                found[role] = LowRank(A[adapter], B[adapter])
+        return found
+
+    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the FFN's output and let a recorder see the routing."""
+        adapter = self.current_adapter()
+        if adapter is None:
+            return self.base_layer(hidden, *args, **kwargs)
+        if args or kwargs:
+            raise TypeError(_more_than_the_input(self.base_layer))
+        base, settings = self.base_layer, self.settings[adapter]
+        routing, slots = route(hidden, self.uqmoe_router[adapter], settings.top_k)
+        self.capture(self._by_sequence(routing))
+        activation = part(base, self.site.activation) if self._activation is None else self._activation[0]
+        ffn = feed_forward(base, self.site, activation, self.experts(adapter))
+        dropout = self.dropout(adapter)
+        y = ffn_mixture(hidden, ffn, routing, slots, mixing=settings.mixing, scaling=settings.scaling, dropout=dropout)
+        return output_dropout(base, self.site, y)
+
+    def remember_tokens(self, layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Note (batch, sequence) before the layer flattens its hidden states, as OPT's does ahead of its FFN."""
+        hidden = args[0] if args else kwargs.get("hidden_states")
+        self._tokens = tuple(hidden.shape[:-1]) if isinstance(hidden, Tensor) else None
+
+    def _by_sequence(self, routing: LayerRouting) -> LayerRouting:
+        if self._tokens is None or routing.first.dim() == len(self._tokens):
+            return routing
+        p, kept, first = routing
+        return LayerRouting(p.reshape(*self._tokens, -1), kept.reshape(*self._tokens, -1), first.reshape(self._tokens))
+
+    def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device | None, torch.dtype | None]:
+        return super()._get_base_layer_device_and_dtype(part(base_layer, self.site.down))
+
+
+class InLayerFfn(nn.Module):
+    """Gather an FFN whose linears lie in the decoder layer itself, so that it can be wrapped as one."""
+
+    def __init__(self, layer: nn.Module, site: FfnSite):
+        super().__init__()
+        self.site = site
+        names = dict(site.projections)
+        self.up, self.down = part(layer, names["up"]), part(layer, names["down"])
+        self.activation = activation_of(layer, site.activation)
+
+    @classmethod
+    def take(cls, layer: nn.Module, site: FfnSite) -> FfnMixture:
+        """Move the FFN out of ``layer`` into a mixture at the place of its first linear."""
+        gathered = cls(layer, site)
+        inner = FfnSite(site.module, "plain", (("up", "up"), ("down", "down")), "activation")
+        mixture = FfnMixture(gathered, inner)
+        setattr(layer, dict(site.projections)["up"], mixture)
+        setattr(layer, site.down, nn.Identity())
+        setattr(layer, site.activation, nn.Identity())
+        mixture._hook = layer.register_forward_pre_hook(mixture.remember_tokens, with_kwargs=True)
+        return mixture
+
+    def give_back(self, layer: nn.Module, mixture: FfnMixture) -> None:
+        """Undo ``take``."""
+        setattr(layer, dict(self.site.projections)["up"], self.up)
+        setattr(layer, self.site.down, self.down)
+        setattr(layer, self.site.activation, self.activation)
+        mixture._hook.remove()
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Compute the base FFN."""
+        return self.down(self.activation(self.up(hidden)))
+
+
+def _more_than_the_input(module: nn.Module) -> str:
+    return f"{type(module).__name__} is called with more than its input, which a mixture cannot adapt"
+
+
+def _features(module: nn.Module) -> tuple[int, int]:
+    features = linear_features(module)
+    if features is None:
+        raise TypeError(f"{type(module).__name__} is not a linear module, so it cannot get low-rank experts")
+    return features
+
+
+def _new_experts(base: nn.Module, settings: LayerSettings) -> tuple[nn.Parameter, nn.Parameter]:
+    """Create A and B of all experts; the fan-in of the stacked A is that of each expert, so kaiming is per expert."""
+    width_in, width_out = _features(base)
+    A = torch.empty(settings.num_experts * settings.rank, width_in)
+    nn.init.kaiming_uniform_(A, a=math.sqrt(5))
+    return nn.Parameter(A), nn.Parameter(torch.zeros(width_out, settings.num_experts * settings.rank))
+
+
+def _new_router(width: int, settings: LayerSettings) -> nn.Parameter:
+    return nn.Parameter(torch.randn(settings.num_experts, width) * settings.router_init_range)

@@ -1,0 +1,189 @@
+"""The mixture of low-rank experts as functions of tensors: routing (Eqs. 2, 3, 8), one adapted linear, one adapted FFN.
+
+Every expert of a site lives in two stacked matrices, A (experts*rank, in) and B (out, experts*rank). All experts'
+bottlenecks are computed at once and the ones a token did not choose are zeroed before the multiplication by B: two
+matrix products, no loop over experts, no data-dependent shape, no synchronisation with the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from uq4ct.adapters.router import LayerRouting
+
+Mixing = Literal["rescaled", "raw"]
+FfnKind = Literal["gated", "fused", "plain"]
+
+
+class LowRank(NamedTuple):
+    """Hold the stacked low-rank factors of all experts of one linear."""
+
+    A: Float[Tensor, "experts*rank in"]
+    B: Float[Tensor, "out experts*rank"]
+
+
+class Projection(NamedTuple):
+    """Pair a frozen linear (any callable) with its experts; ``experts`` is None where it has no adapter."""
+
+    base: Callable[[Tensor], Tensor]
+    experts: LowRank | None
+
+
+class FeedForward(NamedTuple):
+    """Describe an FFN: what it projects to (gate and up, one fused gate_up, or up alone), its activation, and down.
+
+    ``gated``: act(gate) * up. ``fused``: one projection whose halves are gate and up. ``plain``: act(up).
+    """
+
+    kind: FfnKind
+    inputs: tuple[Projection, ...]
+    activation: Callable[[Tensor], Tensor]
+    down: Projection
+
+    def activate(self, pre_activations: Sequence[Tensor]) -> Tensor:
+        """Return the hidden activation of the given pre-activations, one per input projection."""
+        if self.kind == "gated":
+            gate, up = pre_activations
+            return self.activation(gate) * up
+        if self.kind == "fused":
+            gate, up = pre_activations[0].chunk(2, dim=-1)
+            return self.activation(gate) * up
+        return self.activation(pre_activations[0])
+
+
+def route(
+    hidden: Float[Tensor, "*tokens width"], router: Float[Tensor, "experts width"], top_k: int
+) -> tuple[LayerRouting, Bool[Tensor, "*tokens top_k experts"]]:
+    """Choose ``top_k`` experts for every token: p = softmax(W_r h), R = keep_top_k(p) (Eqs. 3, 8).
+
+    Always in float32 (float64 for float64 input), whatever autocast says: a bfloat16 softmax flips choices. The second
+    result is the one-hot mask of the expert in each of the token's k slots, largest probability first.
+
+    >>> routing, slots = route(torch.tensor([[1.0]]), torch.tensor([[0.0], [2.0], [1.0]]), top_k=2)
+    >>> routing.kept.round(decimals=3), slots.int()
+    (tensor([[0.0000, 0.6650, 0.2450]]), tensor([[[0, 1, 0],
+             [0, 0, 1]]], dtype=torch.int32))
+    """
+    precision = torch.promote_types(hidden.dtype, torch.float32)
+    with torch.autocast(device_type=hidden.device.type, enabled=False):
+        probabilities = F.linear(hidden.to(precision), router.to(precision)).softmax(dim=-1)
+    chosen = probabilities.topk(top_k, dim=-1).indices
+    slots = chosen.unsqueeze(-1) == torch.arange(router.shape[0], device=chosen.device)
+    kept = probabilities * slots.any(dim=-2)
+    return LayerRouting(probabilities, kept, chosen[..., 0]), slots
+
+
+def mixing_weights(routing: LayerRouting, mixing: Mixing) -> Float[Tensor, "*tokens experts"]:
+    """Return what multiplies each expert: w = R / sum(R) for ``rescaled``, R itself for ``raw``."""
+    return routing.weights if mixing == "rescaled" else routing.kept
+
+
+def low_rank_delta(
+    x: Float[Tensor, "*tokens in"],
+    experts: LowRank,
+    scaling: float,
+    gates: Float[Tensor, "*tokens experts"] | None = None,
+) -> Float[Tensor, "*tokens out"]:
+    """Return s * sum_k g_k B_k A_k x, which is plain LoRA (Eq. 1, with its scaling s) when ``gates`` is None.
+
+    >>> one = LowRank(torch.ones(2, 1), torch.tensor([[1.0, 10.0]]))
+    >>> low_rank_delta(torch.tensor([[2.0]]), one, 1.0, torch.tensor([[0.5, 0.25]]))
+    tensor([[6.]])
+    """
+    bottleneck = _project(x, experts.A, scaling)
+    return F.linear(bottleneck if gates is None else _per_expert(bottleneck, gates), experts.B)
+
+
+def linear_mixture(
+    x: Float[Tensor, "*tokens in"],
+    projection: Projection,
+    routing: LayerRouting,
+    *,
+    mixing: Mixing,
+    scaling: float,
+    dropout: float = 0.0,
+) -> Float[Tensor, "*tokens out"]:
+    """Return W0 x + s * sum_k g_k B_k A_k x for one linear with its own router (section 5.2; g = w or R)."""
+    base = projection.base(x)
+    if projection.experts is None:
+        return base
+    return add(base, low_rank_delta(drop(x, dropout), projection.experts, scaling, mixing_weights(routing, mixing)))
+
+
+def ffn_mixture(
+    hidden: Float[Tensor, "*tokens width"],
+    ffn: FeedForward,
+    routing: LayerRouting,
+    slots: Bool[Tensor, "*tokens top_k experts"],
+    *,
+    mixing: Mixing,
+    scaling: float,
+    dropout: float = 0.0,
+) -> Float[Tensor, "*tokens width"]:
+    """Return sum_k g_k E_k(h), an expert being the whole FFN with its low-rank deltas (Eqs. 2, 3).
+
+    Since W_d is linear, sum_k g_k (W_d a_k + s B_dk A_dk a_k) = W_d (sum_k g_k a_k) + s sum_k g_k B_dk A_dk a_k:
+    every base projection runs once per token. With ``mixing="raw"`` the mass that was not kept stays with the
+    adapter-free activation a_0. ``dropout`` draws one mask for the FFN's input and one for the activation, each
+    shared by all experts.
+    """
+    gates = mixing_weights(routing, mixing)
+    base = [projection.base(hidden) for projection in ffn.inputs]
+    adapter_input = drop(hidden, dropout)
+    bottlenecks = [None if p.experts is None else _project(adapter_input, p.experts.A, scaling) for p in ffn.inputs]
+
+    mixed: Any = 0.0
+    adapted: Any = 0.0
+    keep = None
+    if mixing == "raw":
+        mixed = (1 - gates.sum(dim=-1, keepdim=True)) * ffn.activate(base)
+    for slot in range(slots.shape[-2]):
+        chosen = slots[..., slot, :]
+        gate = (gates * chosen).sum(dim=-1, keepdim=True)
+        activation = ffn.activate(
+            [
+                _adapted(pre, p, bottleneck, chosen)
+                for pre, p, bottleneck in zip(base, ffn.inputs, bottlenecks, strict=True)
+            ]
+        )
+        mixed = mixed + gate * activation
+        if ffn.down.experts is not None:
+            if dropout:
+                keep = drop(torch.ones_like(activation), dropout) if keep is None else keep
+                activation = activation * keep
+            adapted = adapted + _per_expert(_project(activation, ffn.down.experts.A, scaling), gate * chosen)
+
+    output = ffn.down.base(mixed.to(base[0].dtype))
+    return output if ffn.down.experts is None else add(output, F.linear(adapted, ffn.down.experts.B))
+
+
+def _adapted(pre: Tensor, projection: Projection, bottleneck: Tensor | None, chosen: Tensor) -> Tensor:
+    if projection.experts is None or bottleneck is None:
+        return pre
+    return add(pre, F.linear(_per_expert(bottleneck, chosen), projection.experts.B))
+
+
+def drop(x: Tensor, probability: float) -> Tensor:
+    """Apply dropout of the given probability; 0 returns ``x`` itself."""
+    return F.dropout(x, probability) if probability else x
+
+
+def add(base: Tensor, delta: Tensor) -> Tensor:
+    """Add a delta to a base output and round once to the base's dtype (float32 adapters over a bfloat16 base)."""
+    return (base + delta).to(base.dtype)
+
+
+def _project(x: Tensor, A: Tensor, scaling: float) -> Tensor:
+    return scaling * F.linear(x.to(A.dtype), A)  # scaled here, where the tensor is smallest
+
+
+def _per_expert(bottleneck: Tensor, gates: Tensor) -> Tensor:
+    """Multiply each expert's block of the stacked bottleneck by its gate."""
+    blocks = bottleneck.unflatten(-1, (gates.shape[-1], -1))
+    return (blocks * gates.unsqueeze(-1).to(blocks.dtype)).flatten(-2)
