@@ -1,0 +1,195 @@
+"""What a metric reads (scored answers with their gold labels) and what a metric is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+from uq4ct.errors import UserError
+
+
+class Undefined(ValueError):
+    """A metric has no value for these answers; the message is the reason that results print beside the null."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Hold n labelled answers as arrays; ``K`` is the largest number of choices, ``mask`` says which choices a row has.
+
+    ``probabilities`` and ``log_probs`` have shape (n, K), zero and ``-inf`` where a row has no such choice. They are
+    kept apart: 0.2 is not always ``exp(log(0.2))`` (bin edges matter), and logits still tell 1e-40 from 0.
+    ``answer`` (n,) is the index of the gold choice. ``feu`` is a CONFIDENCE, despite its name.
+
+    >>> a = Answers.of([[0.7, 0.3], [0.6, 0.4]], answer=[0, 1])
+    >>> a.confidence.tolist(), a.correct.tolist()
+    ([0.7, 0.6], [1.0, 0.0])
+    """
+
+    probabilities: np.ndarray
+    log_probs: np.ndarray
+    mask: np.ndarray
+    answer: np.ndarray
+    feu: np.ndarray | None = None
+    letter_mass: np.ndarray | None = None
+    true_probabilities: np.ndarray | None = None
+    strata: tuple[str | None, ...] | None = None
+    kept: np.ndarray | None = None  # (n,) bool: answers that an abstain rule lets through
+    unlabelled: int = 0  # rows that were left out because their gold label is unknown
+
+    def __post_init__(self) -> None:
+        rows, choices = self.probabilities.shape
+        if rows == 0:
+            raise ValueError("no labelled answers: every metric needs at least one")
+        shapes = self.log_probs.shape, self.mask.shape, self.answer.shape
+        if shapes != ((rows, choices), (rows, choices), (rows,)):
+            raise ValueError(f"log_probs, mask and answer {shapes} do not fit probabilities {(rows, choices)}")
+        check_unit_interval(self.probabilities, "probabilities")
+        if self.probabilities[~self.mask].any():
+            raise ValueError("choices that a row does not have must have probability 0")
+        if self.answer.min() < 0 or self.answer.max() >= choices or not self.mask[np.arange(rows), self.answer].all():
+            raise ValueError("every answer must be the index of a choice that its row has")
+
+    @classmethod
+    def of(cls, probabilities: object, answer: object, **fields: object) -> Answers:
+        """Make answers from probabilities alone, where every row has all choices."""
+        values = np.asarray(probabilities, dtype=np.float64)
+        everywhere = np.ones(values.shape, bool)
+        return cls(values, _log(values), everywhere, np.asarray(answer, dtype=np.int64), **fields)  # type: ignore[arg-type]
+
+    @classmethod
+    def of_rows(cls, rows: Sequence[Mapping[str, Any]]) -> Answers:
+        """Make answers from prediction rows; rows without a label are left out and counted.
+
+        Log-probabilities come from ``logits`` where a row has them. Raises UserError when no row has a label.
+        """
+        labelled = [row for row in rows if row.get("label") is not None]
+        if not labelled:
+            raise UserError(f"none of the {len(rows)} predictions has a label; metrics need the gold answers")
+        sizes = np.array([len(row["probabilities"]) for row in labelled])
+        shape = (len(labelled), int(sizes.max()))
+        probabilities, log_probs, truth = np.zeros(shape), np.full(shape, -np.inf), np.zeros(shape)
+        knows_truth = all(row.get("true_probabilities") is not None for row in labelled)
+        for i, row in enumerate(labelled):
+            values = np.fromiter(row["probabilities"].values(), np.float64)
+            probabilities[i, : sizes[i]] = values
+            log_probs[i, : sizes[i]] = _log_softmax(row["logits"]) if row.get("logits") else _log(values)
+            if knows_truth:
+                truth[i, : sizes[i]] = row["true_probabilities"]
+        strata = tuple(row.get("stratum") for row in labelled)
+        return cls(
+            probabilities,
+            log_probs,
+            mask=np.arange(shape[1]) < sizes[:, None],
+            answer=np.array([list(row["probabilities"]).index(row["label"]) for row in labelled]),
+            feu=_column(labelled, "feu"),
+            letter_mass=_column(labelled, "letter_mass"),
+            true_probabilities=truth if knows_truth else None,
+            strata=strata if any(strata) else None,
+            kept=np.array([not row.get("abstained") for row in labelled]),
+            unlabelled=len(rows) - len(labelled),
+        )
+
+    @property
+    def n(self) -> int:
+        """Number of answers."""
+        return len(self.answer)
+
+    @cached_property
+    def predicted(self) -> np.ndarray:
+        """Index of the most probable choice, the first one in a tie, (n,)."""
+        return self.probabilities.argmax(axis=-1)
+
+    @cached_property
+    def confidence(self) -> np.ndarray:
+        """Probability of the predicted choice (Eq. 17), (n,)."""
+        return self.probabilities.max(axis=-1)
+
+    @cached_property
+    def correct(self) -> np.ndarray:
+        """1.0 where the predicted choice is the gold one, (n,)."""
+        return (self.predicted == self.answer).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Say how metrics are computed: bins of ECE, resamples and seed of every interval, and their level."""
+
+    bins: int = 15
+    resamples: int = 1000
+    seed: int = 0
+    level: float = 0.95
+
+
+@dataclass(frozen=True)
+class Metric:
+    """Name a number of the results, how to compute it, and how its interval is made.
+
+    ``draws`` maps bootstrap weights (resample, n), whole numbers whose rows sum to n, to one value per resample.
+    ``pivotal`` intervals are for statistics whose resamples are biased upwards, like ECE; ``percentile`` for the rest.
+    """
+
+    name: str
+    summary: str
+    better: Literal["higher", "lower", "zero", "none"]
+    value: Callable[[Answers, Settings], float]
+    draws: Callable[[Answers, Settings, np.ndarray], np.ndarray] | None = None
+    interval: Literal["wilson", "percentile", "pivotal", "none"] = "percentile"
+
+
+def mean_of(
+    name: str, summary: str, better: Literal["higher", "lower", "zero", "none"], items: Callable[[Answers], np.ndarray]
+) -> Metric:
+    """Make the metric that is the mean of one number per answer, with a percentile interval."""
+    return Metric(
+        name=name,
+        summary=summary,
+        better=better,
+        value=lambda answers, _: float(items(answers).mean()),
+        draws=lambda answers, _, weights: weights @ items(answers) / answers.n,
+    )
+
+
+def check_unit_interval(values: np.ndarray, what: str) -> np.ndarray:
+    """Return the values as float64 and refuse any outside [0, 1]: nothing is clipped, no softmax is guessed."""
+    values = np.asarray(values, dtype=np.float64)
+    inside = (values >= 0.0) & (values <= 1.0 + 1e-9)  # a mean of probabilities may round to one more bit
+    if not inside.all():
+        raise ValueError(
+            f"{what} must lie in [0, 1], got {values[~inside].flat[0]:g}; if these are logits, apply softmax first"
+        )
+    return values
+
+
+def check_pairs(confidence: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return both as float64 arrays of one length; refuse values outside [0, 1] and empty input."""
+    confidence, correct = check_unit_interval(confidence, "confidences"), check_unit_interval(correct, "correctness")
+    if confidence.ndim != 1 or confidence.shape != correct.shape or not len(confidence):
+        raise ValueError(f"expected one correctness per confidence, got shapes {confidence.shape} and {correct.shape}")
+    return confidence, correct
+
+
+def feu_of(answers: Answers) -> np.ndarray:
+    """Return the FEU of every answer; raises Undefined for methods without a router."""
+    if answers.feu is None:
+        raise Undefined("no FEU: the method has no router, or its rows do not carry it")
+    return answers.feu
+
+
+def _log(probabilities: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore"):
+        return np.log(probabilities)
+
+
+def _log_softmax(logits: Sequence[float]) -> np.ndarray:
+    shifted = np.asarray(logits, dtype=np.float64) - max(logits)
+    return shifted - np.log(np.exp(shifted).sum())
+
+
+def _column(rows: Sequence[Mapping[str, Any]], name: str) -> np.ndarray | None:
+    """Return a number per row, or None unless every row has it."""
+    values = [row.get(name) for row in rows]
+    return None if any(value is None for value in values) else np.array(values, dtype=np.float64)
