@@ -1,0 +1,395 @@
+"""Raw rows to questions: find the columns, read the choices, look every answer up through the row's own labels."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from string import ascii_uppercase
+from typing import Any
+
+from uq4ct.data.answers import answer_indices
+from uq4ct.data.choices import BadValue, Choices, as_text, read_choices
+from uq4ct.data.config import Columns, DataConfig
+from uq4ct.data.files import RawRow, kind_of
+from uq4ct.errors import UserError
+from uq4ct.tasks import Row, Schema, schemas
+from uq4ct.tasks.own import LETTERED, OWN
+from uq4ct.types import Question
+
+_SHOWN = 20  # problems listed; the rest is counted
+_PLACES_SHOWN = 3
+_UNKNOWN = (None, "", -1)
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A bad row: where it is, everything that is wrong with it, and its text."""
+
+    place: str
+    reasons: tuple[str, ...]
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class ReadRows:
+    """The questions of one source, the rows that were set aside, and remarks for the user."""
+
+    questions: tuple[Question, ...]
+    rejected: tuple[Rejected, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass
+class Draft:
+    """A row on its way to a question; ``problems`` collects everything that is wrong with it."""
+
+    place: str
+    number: int
+    text: str
+    typed: bool
+    question: str = ""
+    choices: Choices | None = None
+    answer: Any = None
+    gold: int | None = None
+    optional: dict[str, Any] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+def read_questions(
+    rows: Sequence[RawRow],
+    source: str,
+    config: DataConfig,
+    *,
+    schema: Schema | None = None,
+    need_answers: bool = True,
+    distinct_gold: bool = False,
+    columns_fit: bool = True,
+    id_prefix: str = "",
+) -> ReadRows:
+    """Turn raw rows into questions.
+
+    ``schema`` None recognises the layout by its columns. ``distinct_gold`` makes a gold text that stands at two letters
+    an error. ``columns_fit`` False drops ``config.columns`` and ``config.choices`` where the file has other columns:
+    they describe the file that was trained on. Raises UserError listing every bad row, unless
+    ``config.skip_bad_rows``.
+    """
+    if not columns_fit:
+        config = _for_this_file(rows, config)
+    columns, schema = _layout(rows, source, config, schema)
+    if need_answers and not schema.gold_first and schema.answer not in columns:
+        raise UserError(_missing_columns(source, columns, schema, [("answer", schema.answer)]))
+    kept = [row for row in rows if row.problem or schema.keep is None or schema.keep(row.values)]
+    drafts = [_draft(row, number, schema, config) for number, row in enumerate(kept, start=1)]
+    _check_one_kind(drafts)
+    notes = _resolve_answers(drafts, source, schema, need_answers)
+    _check_gold_texts(drafts, distinct_gold)
+    questions = _finish(drafts, id_prefix)
+    rejected = tuple(Rejected(d.place, tuple(d.problems), d.text) for d in drafts if d.problems)
+    if rejected and not config.skip_bad_rows:
+        raise UserError(_listing(rejected, len(drafts), source))
+    if not questions:
+        raise UserError([*_listing(rejected, len(drafts), source)[:-1], f"{source}: no good row is left"])
+    if len(kept) < len(rows):
+        notes.append(f"{source}: {_rows(len(rows) - len(kept))} left out that the data set's authors did not validate")
+    if rejected:
+        notes.append(f"{source}: {_rows(len(rejected))} of {len(drafts)} bad and set aside")
+    return ReadRows(questions, rejected, (*notes, *_remarks(questions, source)))
+
+
+def _layout(rows: Sequence[RawRow], source: str, config: DataConfig, schema: Schema | None) -> tuple[list[str], Schema]:
+    """Return the columns that most rows have, and the layout that they are."""
+    good = [row for row in rows if not row.problem]
+    if not good:
+        raise UserError(_listing([Rejected(row.place, (row.problem,)) for row in rows], len(rows), source))
+    counts = Counter(column for row in good for column in row.values)
+    usual = {column for column, count in counts.items() if 2 * count >= len(good)}
+    sample = next((row.values for row in good if usual <= set(row.values)), good[0].values)
+    named = config.columns.given()
+    if absent := [column for column in _flat(named) if column not in counts]:
+        raise UserError(
+            f"{source}: data.columns names {_list(absent)}, but the columns are {_list(list(counts))}."
+            + _nearest(absent[0], list(counts))
+        )
+    for candidate in _candidates(config, schema):
+        if found := candidate.fit(usual, sample):
+            if found.refusal:
+                raise UserError(f"{source}: {found.refusal}")
+            return list(counts), found
+    expected = replace(schema or OWN, **named)
+    missing = [("question", expected.question), *(("choices", name) for name in expected.choice_columns)]
+    raise UserError(
+        _missing_columns(source, list(counts), expected, [pair for pair in missing if pair[1] not in usual])
+    )
+
+
+def _candidates(config: DataConfig, schema: Schema | None) -> list[Schema]:
+    """List the layouts to try. One whose question or choices the user named is the user's own, never a public one."""
+    named: dict[str, Any] = config.columns.given()
+    known = [schema] if schema else list(schemas())
+    if config.choices is not None:
+        constant: dict[str, Any] = {"choices": None, "constant": config.choices, "constant_labels": config.choices}
+        known = [s for s in known if s.choices is None and not s.refusal] or [schema or OWN]
+        return [replace(s, **named, **constant, absent=()) for s in [*known, *([] if schema else [OWN])]]
+    if schema is None and {"question", "choices"} & set(named):
+        known = [OWN] if "choices" in named else [OWN, LETTERED]
+    return [replace(s, **named) for s in known]
+
+
+def _for_this_file(rows: Sequence[RawRow], config: DataConfig) -> DataConfig:
+    """Drop the options that describe another file's columns."""
+    columns = {column for row in rows for column in row.values}
+    named = {key: value for key, value in config.columns.given().items() if key in ("question", "choices")}
+    if any(column not in columns for column in _flat(named)):
+        config = config.model_copy(update={"columns": Columns()})
+    present = {k: v for k, v in config.columns.given().items() if all(column in columns for column in _flat({k: v}))}
+    own_choices = config.choices is not None and "choices" in columns
+    return config.model_copy(update={"columns": Columns(**present), "choices": None if own_choices else config.choices})
+
+
+def _flat(named: dict[str, Any]) -> list[str]:
+    columns = [named.get(key) for key in ("question", "answer", "context", "id", "group")]
+    choices = named.get("choices")
+    columns += [choices] if isinstance(choices, str) else list(choices or ())
+    return [column for column in columns if column]
+
+
+_OTHER_NAMES = {
+    "question": ("query", "prompt", "stem", "text", "sentence", "input", "q", "question_text", "ask"),
+    "choices": ("options", "candidates", "answers", "endings", "opts", "alternatives"),
+    "answer": ("label", "gold", "target", "correct", "answerkey", "answer_key", "key", "solution", "correct_answer"),
+}
+
+
+def _missing_columns(source: str, columns: list[str], schema: Schema, missing: list[tuple[str, str]]) -> str:
+    unnamed = [role for role in ("question", "choices", "answer") if (role, role) in missing]
+    mapping = ", ".join(f"{role}: {_guess(role, columns) or '...'}" for role in unnamed)
+    wanted = _list([name for _, name in missing])
+    message = f"{source}: no column {wanted}; the columns are {_list(columns)}."
+    if not mapping:
+        return f"{message} The layout is that of {schema.name}"
+    message += _nearest(missing[0][1], columns) if _guess(missing[0][0], columns) is None else ""
+    message += f" Say which they are: data.columns: {{{mapping}}}"
+    if ("choices", "choices") in missing:
+        message += "; or give every row the same choices: data.choices: [first, second]"
+    if missing == [("answer", "answer")]:
+        message += ". Only predict reads rows without answers"
+    return message
+
+
+def _guess(role: str, columns: list[str]) -> str | None:
+    by_name = {column.casefold(): column for column in columns}
+    near = difflib.get_close_matches(role, by_name, n=1, cutoff=0.75)
+    return next((by_name[name] for name in (*near, *_OTHER_NAMES[role]) if name in by_name), None)
+
+
+def _nearest(word: str, columns: list[str]) -> str:
+    near = difflib.get_close_matches(word, columns, n=1)
+    return f" The nearest to '{word}' is '{near[0]}'." if near else ""
+
+
+def _list(words: Sequence[str]) -> str:
+    return ", ".join(f"'{word}'" for word in words)
+
+
+def _draft(row: RawRow, number: int, schema: Schema, config: DataConfig) -> Draft:
+    """Read one row's fields, collecting all of its problems."""
+    draft = Draft(row.place, number, row.text, row.typed)
+    if row.problem:
+        draft.problems.append(row.problem)
+        return draft
+    values = schema.unpack(row.values) if schema.unpack else row.values
+    draft.question = _required_text(draft, values, schema.question)
+    try:
+        draft.choices = read_choices(values, schema, config.choice_delimiter)
+    except BadValue as error:
+        draft.problems.append(str(error))
+    if schema.gold_first and draft.choices:
+        draft.choices, draft.gold = _shuffle(draft.question, draft.choices)
+    else:
+        draft.answer = values.get(schema.answer)
+    for name in ("context", "id", "group", "stratum"):
+        column = getattr(schema, name)
+        try:
+            draft.optional[name] = as_text(values.get(column)) if column else None
+        except BadValue as error:
+            draft.problems.append(f"{column} {error}")
+    draft.optional["true_probabilities"] = _probabilities(draft, values, schema)
+    return draft
+
+
+def _required_text(draft: Draft, values: Row, column: str) -> str:
+    if column not in values:
+        draft.problems.append(f"no '{column}'")
+        return ""
+    value = values[column]
+    if value is not None and not isinstance(value, str):
+        draft.problems.append(f"{column} is {kind_of(value)}, expected text")
+        return ""
+    try:
+        text = as_text(value)
+    except BadValue as error:
+        draft.problems.append(f"{column} {error}")
+        return ""
+    if text is None:
+        draft.problems.append(f"{column} is {'null' if value is None else 'empty'}")
+    return text or ""
+
+
+def _shuffle(question: str, choices: Choices) -> tuple[Choices, int]:
+    """Order choices by a hash of their content; the first was the gold one."""
+    order = sorted(range(len(choices.texts)), key=lambda i: _digest(question, choices.texts[i]))
+    return replace(choices, texts=tuple(choices.texts[i] for i in order)), order.index(0)
+
+
+def _probabilities(draft: Draft, values: Row, schema: Schema) -> tuple[float, ...] | None:
+    value = values.get(schema.true_probabilities) if schema.true_probabilities else None
+    if value is None or draft.choices is None:
+        return None
+    numbers = isinstance(value, list) and all(isinstance(p, (int, float)) and 0 <= p <= 1 for p in value)
+    count = len(draft.choices.texts)
+    if not numbers or len(value) != count or abs(sum(value) - 1) > 1e-3:
+        draft.problems.append(f"true_probabilities: expected {count} numbers from 0 to 1 with sum 1, got {value!r:.80}")
+        return None
+    return tuple(float(p) for p in value)
+
+
+def _check_one_kind(drafts: list[Draft]) -> None:
+    """Mark rows whose choices are of another kind than those of most rows: half of such a file would be misread."""
+    kinds = Counter(draft.choices.kind for draft in drafts if draft.choices)
+    if len(kinds) < 2:
+        return
+    usual = kinds.most_common(1)[0][0]
+    model = next(draft.place for draft in drafts if draft.choices and draft.choices.kind == usual)
+    for draft in drafts:
+        if draft.choices and draft.choices.kind != usual:
+            draft.problems.append(f"choices are {draft.choices.kind}, but {usual} at {model}; use one form in a file")
+
+
+def _resolve_answers(drafts: list[Draft], source: str, schema: Schema, need_answers: bool) -> list[str]:
+    """Set each draft's gold index, or its problem; return remarks on how the answers were read."""
+    waiting = [draft for draft in drafts if draft.choices is not None and draft.gold is None]
+    for draft in waiting:
+        if need_answers and draft.answer in _UNKNOWN:
+            hidden = "-1, the mark of a hidden test label" if draft.answer == -1 else "missing"
+            draft.problems.append(f"{schema.answer} is {hidden}; only predict reads rows without answers")
+    given = [draft for draft in waiting if draft.answer not in _UNKNOWN]
+    outcome = answer_indices(
+        [draft.answer for draft in given],
+        [draft.choices for draft in given if draft.choices],
+        column=schema.answer,
+        source=source,
+        zero_based=schema.zero_based,
+        typed=all(draft.typed for draft in given),
+    )
+    for draft, result in zip(given, outcome.results, strict=True):
+        if isinstance(result, int):
+            draft.gold = result
+        else:
+            draft.problems.append(result)
+    return list(outcome.notes)
+
+
+def _check_gold_texts(drafts: list[Draft], distinct_gold: bool) -> None:
+    for draft in drafts if distinct_gold else []:
+        if twice := _letters_of_gold(draft):
+            draft.problems.append(
+                f"the gold text {draft.choices.texts[draft.gold]!r:.60} stands at {' and '.join(twice)}: "  # type: ignore[union-attr,index]
+                "training would punish a right answer; make the choices distinct"
+            )
+
+
+def _letters_of_gold(draft: Draft) -> list[str]:
+    if draft.choices is None or draft.gold is None:
+        return []
+    texts = [normal(text) for text in draft.choices.texts]
+    letters = [ascii_uppercase[i] for i, text in enumerate(texts) if text == texts[draft.gold]]
+    return letters if len(letters) > 1 else []
+
+
+def _finish(drafts: list[Draft], id_prefix: str) -> tuple[Question, ...]:
+    """Build the questions of the good drafts; a repeated id is a problem of its second row."""
+    questions: list[Question] = []
+    places: dict[str, str] = {}
+    for draft in drafts:
+        identifier = draft.optional.get("id") or id_prefix + _content_id(draft)
+        if not draft.problems and identifier in places:
+            draft.problems.append(f"id '{identifier}' is used twice (first at {places[identifier]})")
+        if draft.problems or draft.choices is None:
+            continue
+        places[identifier] = draft.place
+        questions.append(
+            Question(
+                id=identifier,
+                question=draft.question,
+                choices=draft.choices.texts,
+                labels=draft.choices.labels,
+                answer=draft.gold,
+                context=draft.optional["context"] or "",
+                group=draft.optional["group"],
+                stratum=draft.optional["stratum"],
+                true_probabilities=draft.optional["true_probabilities"],
+                place=draft.place,
+            )
+        )
+    return tuple(questions)
+
+
+def _content_id(draft: Draft) -> str:
+    texts = draft.choices.texts if draft.choices else ()
+    return f"{_digest(draft.question, *texts, draft.optional.get('context') or '')[:12]}-{draft.number}"
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode("utf-8", errors="replace")).hexdigest()
+
+
+def normal(text: str) -> str:
+    """Return the form in which texts are compared: NFC, without outer white space."""
+    return unicodedata.normalize("NFC", text).strip()
+
+
+def _listing(rejected: Sequence[Rejected], total: int, source: str) -> list[str]:
+    lines = [f"{row.place}: {reason}" for row in rejected for reason in row.reasons]
+    more = [f"... and {len(lines) - _SHOWN} more problems"] if len(lines) > _SHOWN else []
+    return [
+        *lines[:_SHOWN],
+        *more,
+        f"{source}: {len(rejected)} of {_rows(total)} bad, so nothing was read; correct them, or set them aside with "
+        "--skip-bad-rows",
+    ]
+
+
+def _remarks(questions: Sequence[Question], source: str) -> list[str]:
+    """Count what is allowed but worth knowing: equal choices, gold texts at two letters, repeats, a single label."""
+    equal, golden = [], []
+    for question in questions:
+        texts = [normal(choice) for choice in question.choices]
+        if len(set(texts)) < len(texts):
+            equal.append(question.place)
+            if question.answer is not None and texts.count(texts[question.answer]) > 1:
+                golden.append(question.place)
+    remarks = []
+    if equal:
+        remarks.append(f"{source}: {_rows(len(equal))} with two equal choices ({_some(equal)})")
+    if golden:
+        remarks.append(f"{source}: {_rows(len(golden))} whose gold text stands at two letters ({_some(golden)})")
+    contents = Counter((normal(q.question), q.context, tuple(map(normal, q.choices))) for q in questions)
+    if repeats := sum(count - 1 for count in contents.values()):
+        remarks.append(f"{source}: {_rows(repeats)} with the question and choices of an earlier one")
+    golds = {question.answer for question in questions}
+    if len(questions) > 1 and len(golds) == 1 and None not in golds:
+        remarks.append(f"{source}: every answer is '{questions[0].gold}'; AUROC and ECE say little on such data")
+    return remarks
+
+
+def _rows(count: int) -> str:
+    return f"{count} row{'s' * (count != 1)}"
+
+
+def _some(places: Sequence[str]) -> str:
+    short = [places[0], *(place.rsplit(":", 1)[1] for place in places[1:_PLACES_SHOWN])]
+    return ", ".join(short) + (", ..." if len(places) > _PLACES_SHOWN else "")

@@ -1,0 +1,46 @@
+"""The calibration split: a share of train, drawn so that it depends on nothing but the ids and a seed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+
+from uq4ct.data.rows import normal
+from uq4ct.errors import UserError
+from uq4ct.types import Question
+
+
+def split_calibration(
+    questions: Sequence[Question], fraction: float, seed: int
+) -> tuple[tuple[Question, ...], tuple[Question, ...]]:
+    """Split questions into those to fit on and those kept for calibration, each in the order given.
+
+    Rows with the same question text stay on one side. The draw depends on ids and seed alone, not on the order of rows.
+
+    >>> rows = [Question(str(i), f"Question {i}?", ("yes", "no"), ("A", "B"), 0) for i in range(100)]
+    >>> fit, calibration = split_calibration(rows, 0.1, seed=1)
+    >>> len(fit), len(calibration), set(fit) & set(calibration)
+    (90, 10, set())
+    """
+    if not 0 <= fraction < 1:
+        raise UserError(f"data.calibration_fraction: expected a share from 0 to below 1, got {fraction}")
+    wanted = max(1, round(fraction * len(questions))) if fraction > 0 and len(questions) > 1 else 0
+    same_text: dict[str, list[str]] = defaultdict(list)
+    for question in questions:
+        same_text[normal(question.question).casefold()].append(question.id)
+    kept: set[str] = set()
+    for ids in sorted(same_text.values(), key=lambda ids: _draw(seed, min(ids))):
+        if len(kept) + len(ids) <= wanted:
+            kept.update(ids)
+    if wanted and not kept:
+        raise UserError(
+            f"no calibration split of {wanted} rows can be cut from {len(questions)}: rows with the same question text "
+            "stay together, and there are too few different texts; set data.calibration_fraction: 0"
+        )
+    fit = tuple(question for question in questions if question.id not in kept)
+    return fit, tuple(question for question in questions if question.id in kept)
+
+
+def _draw(seed: int, identifier: str) -> str:
+    return hashlib.sha256(f"{seed}\0{identifier}".encode()).hexdigest()

@@ -1,0 +1,21 @@
+"""Our own layouts: one object a line with a list of choices, and tables with the choices in columns A, B, C, ..."""
+
+from uq4ct.tasks.base import Schema
+
+OWN = Schema(
+    name="question, choices, answer",
+    context="context",
+    group="group",
+    labels="labels",
+    stratum="stratum",
+    true_probabilities="true_probabilities",
+)
+
+LETTERED = Schema(
+    name="question, A, B, ..., answer",
+    choices=("A", "B"),
+    context="context",
+    group="group",
+    absent=("choices",),
+    lettered=True,
+)
