@@ -1,4 +1,4 @@
-"""Prediction rows: what is written is what is read, to the last bit; problems of anyone's file are named with their line."""
+"""Prediction rows: what is written is read back to the last bit; problems of a file are named with their line."""
 
 from __future__ import annotations
 
