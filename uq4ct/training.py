@@ -1,0 +1,501 @@
+"""Fine-tuning by the objective of Eq. 11: a ``transformers.Trainer`` with exact normalisers that resumes bit for bit.
+
+Cross entropy and calibration are divided by the number of EXAMPLES in the whole effective batch (all accumulation
+steps, all processes), so neither accumulation nor data parallelism nor padding changes their gradient. The load balance
+is that of each micro-batch across all processes, weighed by its share of the examples.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import peft
+import torch
+import transformers
+from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
+from transformers.trainer_utils import TrainOutput
+
+from uq4ct.adapters.router import Routed
+from uq4ct.batches import EffectiveBatches, check_examples, fingerprint, loader
+from uq4ct.checkpoints import (
+    checkpoints,
+    discard,
+    keep_newest,
+    last_good_checkpoint,
+    refuse_other_run,
+    seal,
+    step_of,
+    to_stderr,
+)
+from uq4ct.errors import UserError
+from uq4ct.losses.answer import answer_loss
+from uq4ct.losses.balance import expert_counts, load_entropy
+from uq4ct.losses.objective import Objective, Terms
+from uq4ct.manifest import verify_manifest
+from uq4ct.scoring import Example, Scores, check_lengths, collate, score, score_all, uq4ct_loss
+
+__all__ = ["CalibratedTrainer", "Diverged", "Interrupted", "uq4ct_loss"]
+
+T = TypeVar("T")
+MEASURES = ("ce", "balance", "calibration", "accuracy", "feu")
+
+
+class Diverged(UserError):
+    """A loss term, the gradient or a weight became NaN or infinite; nothing of that update was saved."""
+
+    def __init__(self, step: int, term: str, value: float, rows: Sequence[int], checkpoint: Path | None):
+        self.step, self.term, self.checkpoint = step, term, checkpoint
+        examples = f" (training examples {', '.join(map(str, rows[:16]))})" if rows else ""
+        kept = f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint before it"
+        super().__init__(
+            f"step {step}{examples}: {term} is {value}; training stopped, {kept}. Lower the learning rate, clip "
+            "gradients (max_grad_norm) or train in float32 or bfloat16"
+        )
+
+
+class Interrupted(SystemExit):
+    """A signal ended training after a whole update was saved; leaves with 128 + signal (130, 143) unless caught."""
+
+    def __init__(self, signum: int, checkpoint: Path):
+        self.signal, self.checkpoint = signum, checkpoint
+        super().__init__(128 + signum)
+
+
+class CalibratedTrainer(transformers.Trainer):
+    """Train an adapter by Eq. 11 on encoded questions.
+
+    ``train_dataset`` is a sequence of encoded examples (``input_ids``, ``choice_ids`` or ``option_ids``, ``answer``),
+    for ``uq4ct.scoring.collate``. The loss is ``objective``, or Eq. 11 with the two weights. ``config_hash`` stands for
+    whatever else a checkpoint must have in common with the run that resumes it. ``args`` is copied:
+    remove_unused_columns, ddp_find_unused_parameters, logging_nan_inf_filter and ignore_data_skip are set to False, and
+    gradient checkpointing is non-reentrant. Each checkpoint is sealed by a manifest, and only then older ones are
+    deleted (``save_total_limit``).
+
+    Raises UserError at once for an example, a model or an argument that cannot work, and ``Diverged`` or
+    ``Interrupted`` while training. Needs one process per GPU (``torchrun``): DataParallel is never used.
+    """
+
+    loss_is_scaled_for_ga = (
+        True  # our terms are normalised over the whole effective batch; Trainer must not divide again
+    )
+
+    def __init__(
+        self,
+        model: Any = None,
+        args: transformers.TrainingArguments | None = None,
+        train_dataset: Sequence[Example] | None = None,
+        eval_dataset: Sequence[Example] | None = None,
+        *,
+        calibration_weight: float = 1.0,
+        balance_weight: float = 0.01,
+        objective: Objective | None = None,
+        pad_token_id: int | None = None,
+        config_hash: str = "",
+        **options: Any,
+    ):
+        self.objective: Objective = objective or Objective(calibration_weight, balance_weight)
+        self.pad_token_id = pad_token_id or 0  # masked everywhere, so any id that the model knows will do
+        self.config_hash = config_hash
+        args, self.checkpoints_to_keep = _own_arguments(args or transformers.TrainingArguments("trainer_output"))
+        if self.objective.needs_router and not any(isinstance(module, Routed) for module in model.modules()):
+            raise UserError(
+                f"calibration_weight={self.objective.calibration_weight} and balance_weight="
+                f"{self.objective.balance_weight} need a router, but the model has none; wrap it with a MixLoraConfig, "
+                "or pass objective=Objective() for a plain adapter"
+            )
+        if train_dataset is not None:
+            check_examples(train_dataset)
+            check_lengths(model, train_dataset)
+        options.setdefault("data_collator", functools.partial(collate, pad_token_id=self.pad_token_id))
+        super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **options)
+        self._signal = 0  # what this process received
+        self._stopping = 0  # what all processes agreed on
+        self._rows: list[int] = []
+        self._forget()
+        self.add_callback(_Hooks(self))
+        if self.args.disable_tqdm:
+            self.remove_callback(transformers.PrinterCallback)
+            self.add_callback(ProgressLines())
+
+    # ---- data: the same effective batches whatever the accumulation and the number of processes
+
+    def get_train_dataloader(self) -> Any:
+        """Return this process's loader; accelerate does not prepare it, as it repeats examples to fill up ranks."""
+        self.batches = EffectiveBatches(
+            len(self._examples),
+            self.args.per_device_train_batch_size,
+            self.args.gradient_accumulation_steps,
+            self.args.world_size,
+            self.args.process_index,
+            seed=self._data_seed,
+            shuffle=self._shuffled,
+            drop_last=self.args.dataloader_drop_last,
+        )
+        return loader(
+            self._examples,
+            self.batches,
+            cast(Any, self.data_collator),
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
+        )
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: Any) -> tuple[list, Tensor]:
+        """Return the micro-batches of the next update and its number of examples over all of them and all processes."""
+        batches = [next(epoch_iterator) for _ in range(num_batches)]
+        self._rows = torch.cat([batch["row"] for batch in batches]).tolist()
+        examples = torch.stack([(batch["row"] >= 0).sum() for batch in batches]).to(device)
+        examples = self._sum_over_ranks(examples)
+        for batch, number in zip(batches, examples, strict=True):
+            batch["micro_step_examples"] = number
+        return batches, examples.sum()
+
+    # ---- loss
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Return this micro-batch's part of the loss (Eq. 11): parts of all micro-batches and processes sum to it."""
+        batch = dict(inputs)
+        real, micro_step_examples = batch.pop("row") >= 0, batch.pop("micro_step_examples")
+        scores = score(model, batch)
+        shared = self._sum_over_ranks if self.args.world_size > 1 else None
+        terms = self.objective.terms(*scores[:2], batch["answer"], *scores[2:], real, shared)
+        zero = terms.answer.new_zeros(())
+        # a filler weighs nothing; where() and not a product, so that nothing of it can leak
+        answer = torch.where(real, terms.answer, 0.0).sum()
+        calibration = zero if terms.calibration is None else torch.where(real, terms.calibration, 0.0).sum()
+        balance = zero if terms.balance is None else terms.balance * micro_step_examples
+        self._note(terms, scores, real, answer.detach(), balance.detach(), calibration.detach())
+        loss = self.objective.combine(answer, balance, calibration, self.state.global_step) / cast(
+            Tensor, num_items_in_batch
+        )
+        loss = loss * self.args.world_size  # data parallelism averages gradients over processes; we need their sum
+        return (loss, scores) if return_outputs else loss
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Score encoded examples in evaluation mode and return their loss over the choices, accuracy and mean FEU."""
+        examples: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        mine = [examples[row] for row in range(self.args.process_index, len(examples), self.args.world_size)]
+        sums = torch.zeros(4, dtype=torch.float64)
+        if mine:
+            batch_size = self.args.per_device_eval_batch_size
+            scored, _, feu, _ = score_all(cast(nn.Module, self.model), mine, self.pad_token_id, batch_size)
+            logits, answer = torch.from_numpy(scored[:, 0]), torch.tensor([example["answer"] for example in mine])
+            loss, right = answer_loss(logits, answer, reduction="sum"), is_correct(logits, answer).sum()
+            sums += torch.tensor([loss, right, math.nan if feu is None else feu.sum(), len(mine)])
+        *totals, number = self._sum_over_ranks(sums.to(self.args.device)).tolist()
+        named = zip(("loss", "accuracy", "feu"), totals, strict=True)
+        metrics = {f"{metric_key_prefix}_{name}": value / number for name, value in named if math.isfinite(value)}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    # ---- watching: sums per update and per logging window, one synchronisation per update
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the terms, accuracy, FEU, beta and expert load of all examples since the last log, over all processes."""
+        if "loss" in logs:
+            logs = {**logs, **self._window_means()}
+        super().log(logs, start_time)
+
+    def _note(self, terms: Terms, scores: Scores, real: Tensor, *losses: Tensor) -> None:
+        answer, balance, calibration = losses
+        correct = (terms.correct & real).sum()
+        feu = answer.new_zeros(()) if terms.feu is None else torch.where(real, terms.feu, 0.0).sum()
+        sums = torch.stack([answer, balance, calibration, correct.to(answer.dtype), feu, real.sum().to(answer.dtype)])
+        self._update = self._update + sums.double()
+        self._beta = self.objective.beta(self.state.global_step)
+        if scores.routing:
+            load = expert_counts(scores.routing, scores.routing_mask & real[:, None])
+            self._experts = [len(layer) for layer in load]
+            self._load = self._load + torch.cat(load).double()
+
+    def _window_means(self) -> dict[str, float]:
+        *sums, examples = self._sum_over_ranks(self._window).tolist()
+        logs = {name: value / examples for name, value in zip(MEASURES, sums, strict=True)}
+        if self._experts:
+            load = self._sum_over_ranks(self._load).cpu().split(self._experts)
+            logs |= {"beta": self._beta, "expert_load_entropy": load_entropy(load)}
+        else:
+            logs = {name: logs[name] for name in ("ce", "accuracy")}
+        self._forget()
+        return logs
+
+    def _forget(self) -> None:
+        self._update = self._window = torch.zeros(len(MEASURES) + 1, dtype=torch.float64, device=self.args.device)
+        self._load = torch.zeros((), dtype=torch.float64, device=self.args.device)
+        self._experts = []
+        self._beta = 0.0
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        # Trainer asks for the norm once per update, after the last backward and before the optimizer's step: the one
+        # place where everything of this update is known and nothing has been changed yet
+        norm = super()._get_grad_norm(model, grad_norm)
+        self._check_update(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        return norm
+
+    def _check_update(self, grad_norm: Any) -> None:
+        """Stop on NaN or infinity, and agree with the other processes whether a signal asks to stop."""
+        asked = torch.tensor([float(self._signal)], dtype=torch.float64)
+        norm = torch.as_tensor(grad_norm, dtype=torch.float64)
+        known = torch.cat([self._update[:3], norm.reshape(1).to(self.args.device), asked.to(self.args.device)])
+        *values, asked_to_stop = self._sum_over_ranks(known).tolist()
+        self._window, self._update = self._window + self._update, torch.zeros_like(self._update)
+        if asked_to_stop:
+            self._stopping = self._signal or signal.SIGTERM
+        scaler = getattr(self.accelerator, "scaler", None)  # float16: the scaler skips an update that overflows
+        names = ("cross entropy", "load balance", "calibration", "gradient norm")[: 3 if scaler is not None else 4]
+        for term, value in zip(names, values, strict=False):
+            if not math.isfinite(value):
+                self._diverged(self.state.global_step + 1, term, value)
+
+    def _check_weights(self) -> None:
+        named = cast(nn.Module, self.model).named_parameters()
+        trainable = [(name, parameter) for name, parameter in named if parameter.requires_grad]
+        finite = torch.stack([p.detach().isfinite().all() for _, p in trainable]).tolist()
+        for (name, parameter), fine in zip(trainable, finite, strict=True):
+            if not fine:
+                value = parameter.detach()[~parameter.detach().isfinite()][0].item()
+                self._diverged(self.state.global_step, f"weight {name}", value)
+
+    def _diverged(self, step: int, term: str, value: float) -> None:
+        good = last_good_checkpoint(self._folder, say=lambda line: None)
+        raise Diverged(step, term, value, [row for row in self._rows if row >= 0], good)
+
+    # ---- checkpoints, signals, resume
+
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **options: Any) -> TrainOutput:
+        """Train, from the start or from a checkpoint: ``True`` for the newest good one in ``output_dir``, or its path.
+
+        A resumed run continues bit for bit (same machine, versions and processes). Raises UserError for a checkpoint of
+        another configuration, CorruptFolder for a named one that is damaged, ``Diverged``, and ``Interrupted`` after
+        SIGTERM or SIGINT; a second signal ends the process at once.
+        """
+        checkpoint = self._on_main_process(lambda: self._find_checkpoint(resume_from_checkpoint))
+        if checkpoint is not None and (finished := self._finished(checkpoint)):
+            return finished
+        with self._listening():
+            output = super().train(str(checkpoint) if checkpoint else None, *args, **options)
+        self._check_weights()
+        if self._stopping:
+            stopped, self._signal, self._stopping = self._stopping, 0, 0
+            raise Interrupted(stopped, self._folder / f"checkpoint-{self.state.global_step}")
+        return output
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._check_weights()
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        if self.is_world_process_zero():
+            discard(folder)  # an unfinished or damaged one of the same step
+        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            seal(folder, {**self._facts, **self._notes})
+            keep_newest(folder, self.checkpoints_to_keep, self.state.best_model_checkpoint)
+
+    def _find_checkpoint(self, wanted: Any) -> Path | None:
+        folder = self._folder
+        if not wanted:
+            if found := checkpoints(folder):
+                raise UserError(
+                    f"{found[-1]}: a checkpoint of an earlier run; pass resume_from_checkpoint=True to continue it, "
+                    "delete it, or choose another output_dir"
+                )
+            return None
+        checkpoint = last_good_checkpoint(folder) if wanted is True else Path(wanted)
+        if checkpoint is None:
+            to_stderr(f"{folder}: no checkpoint to continue from, starting at step 0")
+            return None
+        manifest = verify_manifest(checkpoint)
+        refuse_other_run(manifest, self._facts, checkpoint)
+        for name, now in self._notes.items():
+            if (then := manifest.get(name)) != now:
+                to_stderr(f"{checkpoint}: {name} was {then} and is {now} now; the run continues, but not bit for bit")
+        to_stderr(f"{checkpoint}: continuing after step {step_of(checkpoint)}")
+        return checkpoint
+
+    def _finished(self, checkpoint: Path) -> TrainOutput | None:
+        """Load a checkpoint of the very last step and return; Trainer itself would train one step too many."""
+        state = transformers.TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        if state.global_step < state.max_steps:
+            return None
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = state
+        return TrainOutput(state.global_step, math.nan, {})
+
+    @functools.cached_property
+    def _facts(self) -> dict[str, Any]:
+        """What a checkpoint must have in common with the run that continues it."""
+        micro_step = self.args.per_device_train_batch_size * self.args.world_size
+        return {
+            "config_hash": self.config_hash,
+            "objective": dataclasses.asdict(self.objective),
+            "data": fingerprint(self._examples),
+            "data_seed": self._data_seed,
+            "effective_batch": micro_step * self.args.gradient_accumulation_steps,
+        }
+
+    @property
+    def _notes(self) -> dict[str, Any]:
+        """What may differ, at the price of bit-exactness."""
+        versions = {"torch": torch.__version__, "transformers": transformers.__version__, "peft": peft.__version__}
+        micro_batch = self.args.per_device_train_batch_size
+        return {"processes": self.args.world_size, "micro_batch": micro_batch, **versions}
+
+    @property
+    def _folder(self) -> Path:
+        return Path(cast(str, self.args.output_dir))
+
+    @property
+    def _examples(self) -> Sequence[Example]:
+        if self.train_dataset is None:
+            raise UserError("CalibratedTrainer: training needs train_dataset, a sequence of encoded examples")
+        return cast(Sequence[Example], self.train_dataset)
+
+    @property
+    def _data_seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
+    @property
+    def _shuffled(self) -> bool:
+        return getattr(self.args, "train_sampling_strategy", "random") == "random"
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        """Turn SIGTERM and SIGINT into a stop after the current update; the main thread alone may do so."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {signum: signal.signal(signum, self._on_signal) for signum in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+    def _on_signal(self, signum: int, frame: Any) -> None:
+        if self._signal:
+            os._exit(128 + signum)
+        self._signal = signum
+        os.write(2, b"\nstopping: this update is finished and saved first; signal again to stop at once\n")
+
+    # ---- processes
+
+    def _sum_over_ranks(self, values: Tensor) -> Tensor:
+        if self.args.world_size > 1:
+            values = values.clone()
+            torch.distributed.all_reduce(values)
+        return values
+
+    def _on_main_process(self, find: Callable[[], T]) -> T:
+        """Run a function once and give its result, or its exception, to every process."""
+        outcome: list[Any] = [None, None]
+        if self.is_world_process_zero():
+            try:
+                outcome[0] = find()
+            except Exception as error:
+                outcome[1] = error
+        if self.args.world_size > 1:
+            broadcast_object_list(outcome)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
+
+
+class ProgressLines(transformers.TrainerCallback):
+    """Print a line with step, losses and time left now and then, for logs that are not a terminal."""
+
+    def __init__(self, seconds: float = 30.0):
+        self.seconds = seconds
+        self.last: Mapping[str, float] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the clock."""
+        self.began = self.printed = time.monotonic()
+        self.first = state.global_step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """Remember the latest losses."""
+        if logs and "loss" in logs:
+            self.last = logs
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Print, unless a line was printed less than ``seconds`` ago."""
+        now = time.monotonic()
+        last = state.global_step >= state.max_steps
+        if not state.is_world_process_zero or not (last or now - self.printed >= self.seconds):
+            return
+        self.printed = now
+        left = (now - self.began) / (state.global_step - self.first) * (state.max_steps - state.global_step)
+        losses = "".join(f", {name} {self.last[name]:.4g}" for name in ("loss", *MEASURES) if name in self.last)
+        to_stderr(f"step {state.global_step} of {state.max_steps}, {_clock(left)} left{losses}")
+
+
+class _Hooks(transformers.TrainerCallback):
+    """Tell the sampler its epoch, and stop at the end of an update when all processes agreed to."""
+
+    def __init__(self, trainer: CalibratedTrainer):
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer.batches.set_epoch(int(state.epoch or 0))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.trainer._stopping:
+            control.should_save = control.should_training_stop = True
+
+
+def _own_arguments(args: transformers.TrainingArguments) -> tuple[transformers.TrainingArguments, int | None]:
+    """Return a copy of the arguments with what this trainer decides itself, and how many checkpoints to keep."""
+    problems = []
+    if args.auto_find_batch_size:
+        problems.append("auto_find_batch_size=True changes the experiment; lower per_device_train_batch_size instead")
+    if args.save_only_model:
+        problems.append("save_only_model=True leaves nothing to resume from; leave it out")
+    if (strategy := getattr(args, "train_sampling_strategy", "random")) not in ("random", "sequential"):
+        problems.append(f"train_sampling_strategy: expected 'random' or 'sequential', got '{strategy}'")
+    args, keep = copy.copy(args), args.save_total_limit
+    for prefix in ("activation", "gradient"):  # two names of one option, depending on the version of transformers
+        if getattr(args, f"{prefix}_checkpointing", False):
+            options = dict(getattr(args, f"{prefix}_checkpointing_kwargs", None) or {})
+            if options.get("use_reentrant"):
+                problems.append(
+                    f"{prefix}_checkpointing_kwargs: use_reentrant=True silently loses the gradient of the calibration "
+                    "loss; leave it out or pass False"
+                )
+            setattr(args, f"{prefix}_checkpointing_kwargs", {**options, "use_reentrant": False})
+    if problems:
+        raise UserError(problems)
+    if args.n_gpu > 1:
+        to_stderr(f"using one of {args.n_gpu} GPUs; start with torchrun to use them all")
+        args._n_gpu = 1
+    args.remove_unused_columns = args.ddp_find_unused_parameters = False
+    args.logging_nan_inf_filter = args.ignore_data_skip = False
+    args.save_total_limit = None  # Trainer would delete an old checkpoint before the new one is sealed
+    args.disable_tqdm = args.disable_tqdm or not sys.stderr.isatty()
+    return args, keep
+
+
+def _clock(seconds: float) -> str:
+    hours, minutes = divmod(round(seconds) // 60, 60)
+    return f"{hours:d}:{minutes:02d}:{round(seconds) % 60:02d}"
