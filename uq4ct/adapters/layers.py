@@ -115,10 +115,36 @@ class RoutedLayer(AdapterLayer, Routed):
 
     uqmoe_router: nn.ParameterDict
 
+    def __init__(self, base_layer: nn.Module):
+        super().__init__(base_layer)
+        self._tokens: tuple[int, ...] | None = None
+        self._hook: Any = None
+
     def router_is_trainable(self) -> bool:
         """Tell whether the router in use gets gradients."""
         adapter = self.current_adapter()
         return adapter is not None and self.uqmoe_router[adapter].requires_grad
+
+    def remember_tokens_of(self, layer: nn.Module) -> None:
+        """Note (batch, sequence) whenever ``layer`` is entered: it flattens its hidden states ahead of this module."""
+        self._hook = layer.register_forward_pre_hook(self._note_tokens, with_kwargs=True)
+
+    def forget_tokens(self) -> None:
+        """Undo ``remember_tokens_of``."""
+        if self._hook is not None:
+            self._hook.remove()
+
+    def _note_tokens(self, layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        hidden = args[0] if args else kwargs.get("hidden_states")
+        self._tokens = tuple(hidden.shape[:-1]) if isinstance(hidden, Tensor) else None
+
+    def capture(self, routing: LayerRouting) -> None:
+        """Hand the decision to the recorder, by sequence even where the layer has flattened its tokens."""
+        if self._tokens is not None and routing.first.dim() < len(self._tokens):
+            p, kept, first = routing
+            by_sequence = (p.reshape(*self._tokens, -1), kept.reshape(*self._tokens, -1), first.reshape(self._tokens))
+            routing = LayerRouting(*by_sequence)
+        super().capture(routing)
 
 
 class MixtureLinear(RoutedLayer):
@@ -168,8 +194,6 @@ class FfnMixture(RoutedLayer):
         owned = hasattr(base_layer, site.activation.split(".")[0])
         # Kept in a tuple, out of reach of nn.Module: PEFT counts every other child of this layer as the adapter's.
         self._activation = None if owned else (activation,)
-        self._tokens: tuple[int, ...] | None = None
-        self._hook: Any = None  # what notes the tokens, where the layer flattens them
 
     def add_adapter(self, adapter: str, settings: LayerSettings, roles: Sequence[Role]) -> None:
         """Create the adapter's parameters for the projections of the given roles."""
@@ -200,23 +224,12 @@ class FfnMixture(RoutedLayer):
             raise TypeError(_more_than_the_input(self.base_layer))
         base, settings = self.base_layer, self.settings[adapter]
         routing, slots = route(hidden, self.uqmoe_router[adapter], settings.top_k)
-        self.capture(self._by_sequence(routing))
+        self.capture(routing)
         activation = part(base, self.site.activation) if self._activation is None else self._activation[0]
         ffn = feed_forward(base, self.site, activation, self.experts(adapter))
         dropout = self.dropout(adapter)
         y = ffn_mixture(hidden, ffn, routing, slots, mixing=settings.mixing, scaling=settings.scaling, dropout=dropout)
         return output_dropout(base, self.site, y)
-
-    def remember_tokens(self, layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Note (batch, sequence) before the layer flattens its hidden states, as OPT's does ahead of its FFN."""
-        hidden = args[0] if args else kwargs.get("hidden_states")
-        self._tokens = tuple(hidden.shape[:-1]) if isinstance(hidden, Tensor) else None
-
-    def _by_sequence(self, routing: LayerRouting) -> LayerRouting:
-        if self._tokens is None or routing.first.dim() == len(self._tokens):
-            return routing
-        p, kept, first = routing
-        return LayerRouting(p.reshape(*self._tokens, -1), kept.reshape(*self._tokens, -1), first.reshape(self._tokens))
 
     def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device | None, torch.dtype | None]:
         return super()._get_base_layer_device_and_dtype(part(base_layer, self.site.down))
@@ -241,7 +254,7 @@ class InLayerFfn(nn.Module):
         setattr(layer, dict(site.projections)["up"], mixture)
         setattr(layer, site.down, nn.Identity())
         setattr(layer, site.activation, nn.Identity())
-        mixture._hook = layer.register_forward_pre_hook(mixture.remember_tokens, with_kwargs=True)
+        mixture.remember_tokens_of(layer)
         return mixture
 
     def give_back(self, layer: nn.Module, mixture: FfnMixture) -> None:
@@ -249,7 +262,7 @@ class InLayerFfn(nn.Module):
         setattr(layer, dict(self.site.projections)["up"], self.up)
         setattr(layer, self.site.down, self.down)
         setattr(layer, self.site.activation, self.activation)
-        mixture._hook.remove()
+        mixture.forget_tokens()
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Compute the base FFN."""

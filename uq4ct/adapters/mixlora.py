@@ -28,7 +28,7 @@ from uq4ct.adapters.layers import (
     MixtureLinear,
 )
 from uq4ct.adapters.placement import Placement, place
-from uq4ct.adapters.sites import AdapterError, ffn_sites_problems, linear_features, probe
+from uq4ct.adapters.sites import AdapterError, ffn_sites_problems, flattens_tokens, linear_features, probe
 
 
 class MixtureType(str, Enum):  # noqa: UP042 (PEFT formats members as it does its own)
@@ -78,6 +78,10 @@ class MixLoraConfig(PeftConfig):
         self.peft_type = MixtureType.MIXLORA
         if isinstance(self.target_modules, (set, tuple)):
             self.target_modules = sorted(self.target_modules)
+        if not _names_transformers(self.auto_mapping):
+            self.auto_mapping = (
+                None  # AutoPeftModel imports the module named here; a file from elsewhere gets no say in it
+            )
         problems = _problems(self)
         if problems:
             raise AdapterError(problems)
@@ -129,12 +133,6 @@ def _problems(config: MixLoraConfig) -> list[str]:
     if config.ffn_sites is not None:
         expect(isinstance(config.ffn_sites, dict), "ffn_sites", "a mapping of roles to names")
         problems += ffn_sites_problems(config.ffn_sites) if isinstance(config.ffn_sites, dict) else []
-    library = (config.auto_mapping or {}).get("parent_library", "transformers") if _mapping(config) else None
-    if not (isinstance(library, str) and library.split(".")[0] == "transformers"):
-        problems.append(
-            f"auto_mapping: an adapter may name a class of transformers only, got {config.auto_mapping!r}; "
-            "remove the entry"
-        )
     return problems
 
 
@@ -163,8 +161,9 @@ def _number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _mapping(config: MixLoraConfig) -> bool:
-    return config.auto_mapping is None or isinstance(config.auto_mapping, dict)
+def _names_transformers(auto_mapping: Any) -> bool:
+    library = auto_mapping.get("parent_library") if isinstance(auto_mapping, dict) else None
+    return isinstance(library, str) and library.split(".")[0] == "transformers"
 
 
 class MixLoraModel(BaseTuner):
@@ -225,6 +224,10 @@ class MixLoraModel(BaseTuner):
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         if isinstance(new_module, InLayerFfn):
             new_module.give_back(parent, child)  # type: ignore[arg-type]
+        elif not isinstance(new_module, AdapterLayer):
+            if isinstance(child, MixtureLinear):
+                child.forget_tokens()
+            setattr(parent, child_name, new_module)  # unloading: the base module comes back as it was
         else:
             super()._replace_module(parent, child_name, new_module, child)
 
@@ -244,7 +247,12 @@ def _wrap(target: nn.Module, parent: nn.Module, placement: Placement) -> Adapter
     base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
     if linear_features(base) is None:
         raise AdapterError(f"{type(base).__name__} is not a linear module, so it cannot get low-rank experts")
-    return LoraLinear(target) if placement.kind == "lora" else MixtureLinear(target)
+    if placement.kind == "lora":
+        return LoraLinear(target)
+    mixture = MixtureLinear(target)
+    if flattens_tokens(parent):
+        mixture.remember_tokens_of(parent)
+    return mixture
 
 
 def _base_modules(model: nn.Module) -> dict[str, nn.Module]:

@@ -85,6 +85,11 @@ def linear_features(module: Any) -> tuple[int, int] | None:
     return None
 
 
+def flattens_tokens(layer: nn.Module) -> bool:
+    """Tell whether a decoder layer, as OPT's, holds its FFN's linears itself and calls them on flattened tokens."""
+    return type(layer).__name__ == "OPTDecoderLayer"
+
+
 def layer_index(path: str) -> int | None:
     """Return the number of the layer a path lies in, or None outside the layers.
 
@@ -126,7 +131,7 @@ def find_ffn_sites(modules: Mapping[str, nn.Module], named: Mapping[str, str] | 
                 continue
             if not callable(getattr(module, activation, None)):
                 continue
-            if is_layer and type(module).__name__ != "OPTDecoderLayer":
+            if is_layer and not flattens_tokens(module):
                 continue  # other layers may do more between the two linears, and `probe` cannot look into a layer
             if dropout is not None and not isinstance(getattr(module, dropout, None), nn.Module):
                 dropout = None

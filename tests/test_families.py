@@ -1,0 +1,265 @@
+"""Every supported family on a tiny random model: found, trained, recorded, saved, loaded, and the base left alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers as tf
+from peft import PeftModel, get_peft_model
+from torch import nn
+
+from uq4ct.adapters import AdapterError, MixLoraConfig, record_routing
+from uq4ct.adapters.layers import FfnMixture, InLayerFfn, LoraLinear, MixtureLinear
+from uq4ct.adapters.sites import FfnSite, find_ffn_sites, probe
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:transformers.*")
+
+IDS = torch.tensor([[5, 3, 9, 1, 7], [2, 2, 8, 4, 6]])
+HEADS = {"num_attention_heads": 2, "num_hidden_layers": 2, "vocab_size": 24}
+SIZES = {**HEADS, "hidden_size": 16, "intermediate_size": 24}
+TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+GROUPED = {**SIZES, "num_key_value_heads": 1}
+GATED = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj"
+
+FAMILIES = {
+    "llama": (lambda: tf.LlamaForCausalLM(tf.LlamaConfig(**GROUPED, mlp_bias=True)), GATED),
+    "mistral": (lambda: tf.MistralForCausalLM(tf.MistralConfig(**GROUPED, head_dim=8)), GATED),
+    "qwen2": (lambda: tf.Qwen2ForCausalLM(tf.Qwen2Config(**GROUPED)), GATED),
+    "qwen3": (lambda: tf.Qwen3ForCausalLM(tf.Qwen3Config(**GROUPED, head_dim=8)), GATED),
+    "gemma": (lambda: tf.GemmaForCausalLM(tf.GemmaConfig(**GROUPED, head_dim=8, **TOKENS)), GATED),
+    "gemma2": (lambda: tf.Gemma2ForCausalLM(tf.Gemma2Config(**GROUPED, head_dim=8, **TOKENS)), GATED),
+    "gemma3": (lambda: tf.Gemma3ForCausalLM(tf.Gemma3TextConfig(**GROUPED, head_dim=8, **TOKENS)), GATED),
+    "phi3": (
+        lambda: tf.Phi3ForCausalLM(tf.Phi3Config(**GROUPED, **TOKENS)),
+        "qkv_proj o_proj gate_up_proj down_proj",
+    ),
+    "phi": (lambda: tf.PhiForCausalLM(tf.PhiConfig(**SIZES)), "q_proj k_proj v_proj dense fc1 fc2"),
+    "gpt2": (
+        lambda: tf.GPT2LMHeadModel(
+            tf.GPT2Config(vocab_size=24, n_embd=16, n_layer=2, n_head=2, n_positions=32, **TOKENS)
+        ),
+        "c_attn c_proj c_fc",
+    ),
+    "gpt_neox": (
+        lambda: tf.GPTNeoXForCausalLM(tf.GPTNeoXConfig(**SIZES)),
+        "query_key_value dense dense_h_to_4h dense_4h_to_h",
+    ),
+    "opt": (
+        lambda: tf.OPTForCausalLM(
+            tf.OPTConfig(**HEADS, hidden_size=16, ffn_dim=24, word_embed_proj_dim=16, max_position_embeddings=32)
+        ),
+        "q_proj k_proj v_proj out_proj fc1 fc2",
+    ),
+}
+
+
+def build(family: str) -> nn.Module:
+    torch.manual_seed(0)
+    return FAMILIES[family][0]().eval()
+
+
+def adapt(base: nn.Module, **options) -> PeftModel:
+    model = get_peft_model(base, MixLoraConfig(**{"r": 2, "num_experts": 4, "task_type": "CAUSAL_LM", **options}))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.3)
+    return model.eval()
+
+
+@pytest.mark.parametrize("routing", ["ffn_block", "per_linear"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_trains_saves_and_loads(family, routing, tmp_path):
+    plain = build(family)(input_ids=IDS).logits
+    model = adapt(build(family), routing=routing)
+    assert model.peft_config["default"].target_modules == sorted(FAMILIES[family][1].split())
+    mixtures = [module for module in model.modules() if isinstance(module, (FfnMixture, MixtureLinear))]
+    assert len(mixtures) == (
+        2 if routing == "ffn_block" else 2 * len(FAMILIES[family][1].split()) + (family == "gpt2") * 2
+    )
+
+    with record_routing(model) as record:
+        output = model(input_ids=IDS, labels=IDS)
+    assert [layer.kept.shape for layer in record.layers] == [(2, 5, 4)] * len(mixtures)
+    output.loss.backward()
+    for name, parameter in model.named_parameters():
+        if "uqmoe_" in name:
+            assert parameter.grad.isfinite().all(), name
+            assert parameter.grad.abs().sum() > 0, name
+        else:
+            assert parameter.grad is None, name
+
+    assert not torch.allclose(output.logits, plain, atol=1e-4)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(build(family), tmp_path).eval()
+    assert torch.equal(loaded(input_ids=IDS).logits, output.logits)
+    with model.disable_adapter():
+        assert torch.equal(model(input_ids=IDS).logits, plain)
+    restored = model.unload()
+    assert torch.equal(restored(input_ids=IDS).logits, plain)
+    assert restored.state_dict().keys() == build(family).state_dict().keys()
+
+
+@pytest.mark.parametrize("mixing", ["rescaled", "raw"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_zero_deltas_compute_the_family_s_own_function_in_training_too(family, mixing):
+    """Dropout of the base included: GPT-2 and OPT drop after the FFN."""
+    base = build(family).double().train()
+    torch.manual_seed(3)
+    expected = base(input_ids=IDS).logits
+    config = MixLoraConfig(r=2, num_experts=4, mixing=mixing, lora_dropout=0.0)
+    model = get_peft_model(build(family).double(), config).train()
+    torch.manual_seed(3)
+    torch.testing.assert_close(model(input_ids=IDS).logits, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_attention_gets_plain_lora_with_fused_projections_as_one():
+    for family in ("phi3", "gpt2", "gpt_neox"):
+        loras = [module for module in adapt(build(family)).modules() if isinstance(module, LoraLinear)]
+        assert len(loras) == 2 * 2, family
+
+
+def test_opt_takes_its_ffn_out_of_the_decoder_layer_and_a_second_adapter_finds_it_again():
+    model = adapt(build("opt"))
+    layer = model.base_model.model.model.decoder.layers[0]
+    assert isinstance(layer.fc1, FfnMixture)
+    assert isinstance(layer.fc1.base_layer, InLayerFfn)
+    first = model(input_ids=IDS).logits
+    model.add_adapter("other", MixLoraConfig(r=2, num_experts=3, task_type="CAUSAL_LM"))
+    model.set_adapter("other")
+    assert not torch.allclose(model(input_ids=IDS).logits, first)
+    model.set_adapter("default")
+    assert torch.equal(model(input_ids=IDS).logits, first)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "phi3"])
+def test_checkpointing_records_each_layer_once(family):
+    model = adapt(build(family), lora_dropout=0.0)
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+
+    def gradients():
+        model.zero_grad()
+        torch.manual_seed(0)
+        with record_routing(model) as record:
+            loss = model(input_ids=IDS, labels=IDS).loss
+        (loss + sum(layer.kept.sum() for layer in record.layers)).backward()
+        assert len(record.layers) == 2
+        return [p.grad.clone() for p in model.parameters() if p.requires_grad]
+
+    plain = gradients()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for one, other in zip(plain, gradients(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
+
+
+# ---- unknown architectures
+
+
+class OddFfn(nn.Module):
+    """A gated FFN under names that no table knows."""
+
+    def __init__(self, residual: bool = False):
+        super().__init__()
+        self.w1, self.w3, self.w2 = nn.Linear(8, 12), nn.Linear(8, 12), nn.Linear(12, 8)
+        self.residual = residual
+
+    def forward(self, x):
+        y = self.w2(nn.functional.silu(self.w1(x)) * self.w3(x))
+        return y + x if self.residual else y
+
+
+class OddModel(nn.Module):
+    def __init__(self, residual: bool = False):
+        super().__init__()
+        layer = {"mixer": nn.Linear(8, 8), "mlp": OddFfn(residual)}
+        self.layers = nn.ModuleList(nn.ModuleDict(layer) for _ in range(1))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = x + layer["mlp"](x + layer["mixer"](x))
+        return self.head(x)
+
+
+NAMED = {"gate": "mlp.w1", "up": "mlp.w3", "down": "mlp.w2", "activation": "silu"}
+
+
+def test_an_unknown_architecture_is_refused_with_its_linears_and_the_way_to_name_them():
+    with pytest.raises(AdapterError) as caught:
+        get_peft_model(OddModel(), MixLoraConfig())
+    message = str(caught.value)
+    assert "layers.*.mixer, layers.*.mlp.w1, layers.*.mlp.w2, layers.*.mlp.w3" in message
+    assert "ffn_sites={'gate': 'mlp.w1'" in message
+    assert "per_linear" in message
+
+
+def test_an_unknown_architecture_can_name_its_ffn(tmp_path):
+    torch.manual_seed(0)
+    base = OddModel()
+    x = torch.randn(2, 5, 8)
+    expected = base(x)
+    model = get_peft_model(base, MixLoraConfig(ffn_sites=NAMED, lora_dropout=0.0))
+    torch.testing.assert_close(model(x), expected)
+    with record_routing(model) as record:
+        model(x).sum().backward()
+    assert len(record.layers) == 1
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.normal_()
+    model.save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    assert torch.equal(PeftModel.from_pretrained(OddModel(), tmp_path)(x), model(x))
+
+
+def test_per_linear_works_on_any_architecture():
+    model = get_peft_model(OddModel(), MixLoraConfig(routing="per_linear"))
+    assert model.peft_config["default"].target_modules == [
+        "mixer",
+        "w1",
+        "w2",
+        "w3",
+    ]  # the head lies outside the layers
+    with record_routing(model) as record:
+        model(torch.randn(2, 5, 8))
+    assert len(record.layers) == 4
+
+
+@pytest.mark.parametrize("wrong", [{"activation": "gelu"}, {"gate": "mlp.w3", "up": "mlp.w1"}])
+def test_a_wrongly_named_ffn_is_noticed_before_training(wrong):
+    with pytest.raises(AdapterError, match="does not compute one"):
+        get_peft_model(OddModel(), MixLoraConfig(ffn_sites={**NAMED, **wrong}))
+
+
+def test_an_ffn_that_computes_something_else_is_refused():
+    with pytest.raises(AdapterError, match="outputs differ"):
+        get_peft_model(OddModel(residual=True), MixLoraConfig(ffn_sites=NAMED))
+    with pytest.raises(AdapterError, match="silly' is neither"):
+        get_peft_model(OddModel(), MixLoraConfig(ffn_sites={**NAMED, "activation": "silly"}))
+
+
+def test_the_probe_leaves_random_numbers_and_training_flags_alone():
+    ffn = build("gpt2").transformer.h[0].mlp
+    site = find_ffn_sites(dict(build("gpt2").named_modules()))[0]
+    state = torch.get_rng_state()
+    probe(ffn, site)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not any(module.training for module in ffn.modules())
+    without_dropout = FfnSite(site.module, site.kind, site.projections, site.activation)
+    with pytest.raises(AdapterError, match="outputs differ"):
+        probe(ffn, without_dropout)
+
+
+def test_the_vision_tower_of_a_multimodal_model_is_left_alone():
+    modules = {f"model.vision_tower.layers.0.mlp{name}": module for name, module in _mlp_modules()}
+    text = {f"model.language_model.layers.0.mlp{name}": module for name, module in _mlp_modules()}
+    assert [site.module for site in find_ffn_sites({**modules, **text})] == ["model.language_model.layers.0.mlp"]
+
+
+def _mlp_modules():
+    mlp = build("llama").model.layers[0].mlp
+    return [("", mlp), *((f".{name}", module) for name, module in mlp.named_children())]
