@@ -216,10 +216,10 @@ def metrics(
 ) -> None:
     """Measure a file of predictions: accuracy, calibration, selective prediction, with intervals."""
     from uq4ct import predictions
-    from uq4ct.metrics import summarize
+    from uq4ct.metrics import Answers, summarize
     from uq4ct.report import table
 
-    result = {"task": source.stem, **summarize(predictions.read(source), bins=bins)}
+    result = summarize(Answers.of_rows(predictions.read(source)), task=source.stem, bins=bins)
     print(json.dumps(result, ensure_ascii=False, allow_nan=False) if as_json else table([result]))
 
 
@@ -271,36 +271,26 @@ def invoke(arguments: list[str]) -> int:
     except UserError as error:
         for problem in error.problems:
             _say(f"error: {problem}")
-        return 2
+        return 1 if type(error).__name__ == "Diverged" else 2  # its module is heavy, and loaded only by training
     except click.ClickException as error:
         error.show(sys.stderr)
         return 2
     except (click.Abort, KeyboardInterrupt):
         _say("interrupted; the same command continues (train: add --resume)")
         return 130
-    except SystemExit as error:
+    except SystemExit as error:  # training was interrupted, after it saved a checkpoint
+        if checkpoint := getattr(error, "checkpoint", None):
+            _say(f"interrupted; {checkpoint} is saved, the same command with --resume continues")
         return error.code if isinstance(error.code, int) else 1
     except BrokenPipeError:
         return 0
-    except Exception as error:
-        return _fault(error)
-    return 0
+    except Exception:
+        import traceback
 
-
-def _fault(error: Exception) -> int:
-    from uq4ct.training import Diverged, Interrupted
-
-    if isinstance(error, Interrupted):
-        _say(f"{error}; continue with --resume")
-        return 128 + error.signal
-    if isinstance(error, Diverged):
-        _say(f"error: {error}")
+        traceback.print_exc()
+        _say("error: this is a fault of uq4ct or of the machine; please report it with the lines above")
         return 1
-    import traceback
-
-    traceback.print_exc()
-    _say("error: this is a fault of uq4ct or of the machine; please report it with the lines above")
-    return 1
+    return 0
 
 
 def _spread(arguments: list[str]) -> list[str]:

@@ -25,7 +25,6 @@ class DataSection(DataConfig):
     """Which questions to train on."""
 
     source: str = "tiny"  # task name, file or hub id
-    split: str | None = None  # default: train
     root: str = "hub"  # where named tasks are read: "hub", or a folder laid out as <task>/<split>.jsonl
 
 

@@ -12,7 +12,7 @@ from uq4ct import data, predictions
 from uq4ct.answering import UQModel
 from uq4ct.errors import UserError
 from uq4ct.manifest import is_complete, read_manifest, write_json, write_manifest
-from uq4ct.metrics import summarize
+from uq4ct.metrics import Answers, summarize
 from uq4ct.posthoc.abstain import AbstainRule
 from uq4ct.runs import Run, Say, to_stderr
 
@@ -37,8 +37,8 @@ def evaluate(
     With ``resume``, an evaluation that is complete for the same run and data is read back instead.
     Raises UserError for bad rows, missing data, or two sources of the same name.
     """
-    sets = [_labelled(source, split, root or run.config.data.root, run) for source in sources]
-    names = [_folder_name(questions) for questions in sets]
+    sets = [data.load(source, split=split, root=root or run.config.data.root, config=run.config.data) for source in sources]
+    names = [questions.name if split is None else f"{questions.name}.{split}" for questions in sets]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise UserError(f"--data: two sources are called '{repeated[0]}'; rename one file or its folder")
@@ -55,15 +55,15 @@ def evaluate(
         prediction = model.predict_questions(
             questions.questions,
             batch_size=batch_size,
-            progress=progress(name, len(questions.questions)) if progress else None,
+            progress=progress(name, len(questions)) if progress else None,
         )
         rows = model.rows(questions.questions, prediction)
+        settings = run.config.eval
         metrics = {
-            "task": questions.name,
-            "split": questions.split,
-            "data": {"path": questions.path, "sha256": questions.sha256},
-            **_provenance(run),
-            **summarize(rows, bins=run.config.eval.bins, resamples=run.config.eval.resamples),
+            **summarize(
+                Answers.of_rows(rows), task=questions.name, split=questions.split, bins=settings.bins, resamples=settings.resamples
+            ),
+            **_provenance(run, questions),
         }
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "manifest.json").unlink(missing_ok=True)
@@ -93,7 +93,7 @@ def predict(
         raise UserError(f"{output}: predictions are written as JSON lines; name the output .jsonl")
     if not output.parent.is_dir():
         raise UserError(f"{output}: the folder {output.parent} does not exist")
-    questions = data.read_file(source, config=run.config.data, require_answers=False)
+    questions = data.load(source, config=run.config.data, need_answers=False)
     model = UQModel.load(run, base=base, say=say)
     if rule is not None:
         model = UQModel(model.config, model.model, model.encoder, rule)
@@ -106,20 +106,20 @@ def predict(
     partial, receipt = output.with_name(f"{output.name}.partial"), output.with_name(f"{output.name}.partial.json")
     done = _rows_done(partial, receipt, facts)
     if done:
-        say(f"{output}: continuing after {done:,} of {len(questions.questions):,} questions")
+        say(f"{output}: continuing after {done:,} of {len(questions):,} questions")
     write_json(receipt, facts)
     with partial.open("a", encoding="utf-8") as file:
-        for start in range(done, len(questions.questions), CHUNK):
+        for start in range(done, len(questions), CHUNK):
             chunk = questions.questions[start : start + CHUNK]
             for row in model.rows(chunk, model.predict_questions(chunk, batch_size=batch_size)):
                 file.write(predictions.to_line(row))
             file.flush()
             os.fsync(file.fileno())
             if progress:
-                progress(start + len(chunk), len(questions.questions))
+                progress(start + len(chunk), len(questions))
     os.replace(partial, output)
     receipt.unlink()
-    return len(questions.questions)
+    return len(questions)
 
 
 def target_accuracy_rule(run: Run, target: float) -> AbstainRule:
@@ -138,17 +138,10 @@ def target_accuracy_rule(run: Run, target: float) -> AbstainRule:
     return rule
 
 
-def _labelled(source: str, split: str | None, root: str, run: Run) -> data.QuestionSet:
-    return data.load(source, split=split, root=root, config=run.config.data)
-
-
-def _folder_name(questions: data.QuestionSet) -> str:
-    return questions.name if questions.default_split else f"{questions.name}.{questions.split}"
-
-
-def _provenance(run: Run) -> dict[str, Any]:
+def _provenance(run: Run, questions: data.QuestionSet) -> dict[str, Any]:
     facts = run.facts
     return {
+        "data": {"path": questions.path, "sha256": questions.sha256, "revision": questions.revision},
         "method": facts["method"],
         "seed": facts["seed"],
         "passes": facts["passes"],

@@ -23,7 +23,6 @@ class Prepared(NamedTuple):
     """Questions, prompts and base model of a configuration, checked and ready to fit."""
 
     questions: data.QuestionSet
-    fit: tuple[Question, ...]
     calibration: tuple[Question, ...]
     examples: list[dict[str, Any]]
     backbone: Backbone
@@ -39,15 +38,13 @@ def prepare(config: Config) -> Prepared:
     from uq4ct import backbone as backbones
     from uq4ct.prompts import Encoder
 
-    section = config.data
-    questions = data.load(
-        section.source, split=section.split or "train", root=section.root, config=section, training=True
+    questions, calibration = data.load_for_training(
+        config.data.source, root=config.data.root, config=config.data, seed=config.output.seed
     )
-    fit, calibration = data.calibration_split(questions, config=section, seed=config.output.seed)
     backbone = backbones.load(config.model)
     encoder = Encoder(backbone.tokenizer, config.prompt)
-    examples, notes = encoder.encode_training(fit)
-    return Prepared(questions, fit, calibration, examples, backbone, encoder, (*questions.notes, *notes))
+    examples, notes = encoder.encode_training(questions.questions)
+    return Prepared(questions, calibration.questions, examples, backbone, encoder, (*questions.notes, *notes))
 
 
 def train(config: Config, *, resume: bool = False, say: Say = to_stderr) -> Run:
@@ -75,12 +72,12 @@ def _fit(ready: Prepared, config: Config, folder: Path, resume: bool, say: Say) 
     method, base = config.method, ready.backbone
     for note in ready.notes:
         say(f"note: {note}")
-    say(f"{method.name} on {ready.questions.name}: {len(ready.fit):,} questions, {len(ready.calibration):,} kept for calibration")
+    say(f"{method.name} on {ready.questions.name}: {len(ready.questions):,} questions, {len(ready.calibration):,} kept for calibration")
     write_atomically(folder / "config.yaml", config.to_yaml())
     write_json(folder / "environment.json", environment(str(base.model.device)))
     write_json(
         folder / "splits.json",
-        {"fit": [question.id for question in ready.fit], "calibration": [question.id for question in ready.calibration]},
+        {"fit": [question.id for question in ready.questions.questions], "calibration": [question.id for question in ready.calibration]},
     )
     started = time.monotonic()
     bench = Bench(
@@ -117,7 +114,7 @@ def _facts(ready: Prepared, config: Config, fitted: UQModel, seconds: float) -> 
         "seed": config.output.seed,
         "task": ready.questions.name,
         "split": ready.questions.split,
-        "n": len(ready.fit),
+        "n": len(ready.questions),
         "data": {"path": ready.questions.path, "sha256": ready.questions.sha256},
         "base": {
             "name": base.name,

@@ -36,18 +36,18 @@ def run(resolve: Callable[[], Config], say: Say) -> None:
     say(f"[4/6] answer tokens  ok   {tokens}")
     lengths = np.array([len(example["input_ids"]) for example in ready.examples])
     say(f"[5/6] prompt         ok   {np.median(lengths):.0f} tokens in the middle, 99 % up to {np.quantile(lengths, 0.99):.0f}, cut-off {config.prompt.max_length}; the first:")
-    for line in ready.encoder.render(ready.fit[0]).splitlines():
+    for line in ready.encoder.render(ready.questions.questions[0]).splitlines():
         say(f"                          | {line}")
     say(f"[6/6] memory, time   ok   {_cost(config, ready, lengths, seconds)}")
 
 
 def _data(ready: Prepared) -> str:
-    choices = Counter(len(question.choices) for question in ready.fit)
-    balance = Counter(question.answer for question in ready.fit)
-    total = len(ready.fit)
+    choices = ready.questions.choice_counts
+    balance = Counter(question.answer for question in ready.questions.questions)
+    total = len(ready.questions)
     return (
         f"{ready.questions.name}: {total:,} to fit, {len(ready.calibration):,} for calibration; choices "
-        + ", ".join(f"{number} ({count:,})" for number, count in sorted(choices.items()))
+        + ", ".join(f"{number} ({count:,})" for number, count in choices.items())
         + "; gold "
         + " / ".join(f"{100 * balance[index] / total:.0f}" for index in range(max(choices)))
         + " %"

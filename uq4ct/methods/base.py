@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from uq4ct.errors import did_you_mean
+from uq4ct.manifest import write_atomically
 from uq4ct.types import Prediction
 
 if TYPE_CHECKING:
@@ -197,6 +199,9 @@ def train_adapter(bench: Bench, adapter_config: Any, objective: Objective) -> An
     model.eval()
     if trainer.is_world_process_zero():
         model.save_pretrained(bench.folder)
+        (bench.folder / "README.md").unlink(missing_ok=True)  # PEFT's card template says nothing about this run
+        log = "".join(json.dumps(entry) + "\n" for entry in trainer.state.log_history)
+        write_atomically(bench.folder / "training_log.jsonl", log)
     return model
 
 
