@@ -1,0 +1,378 @@
+"""The frozen base model and its tokenizer: found, checked and loaded, or refused with a sentence on what to do."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from uq4ct.errors import UserError
+from uq4ct.manifest import sha256
+
+_BUNDLED = Path(__file__).parent / "tiny" / "model"
+_WEIGHTS = "model*.safetensors"  # some hub models carry a second copy under another name
+_SAMPLED_ABOVE = 1 << 30  # bytes; larger weight files are sampled for the fingerprint, not read in full
+_SAMPLES, _SAMPLE_BYTES = 64, 1 << 20
+
+
+class ModelConfig(BaseModel):
+    """Name the base model: the ``model`` section of a configuration."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    name: str = Field(default="tiny", description="tiny (bundled), a folder, or a hub id")
+    revision: str | None = Field(default=None, description="Commit, tag or branch on the hub")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    quantization: Literal["none", "nf4", "int8"] = "none"
+    trust_remote_code: bool = Field(default=False, description="Run code that comes with the model; needs a revision")
+    attn_implementation: str | None = Field(default=None, description="eager, sdpa or flash_attention_2")
+    device: str | None = Field(default=None, description="cpu, cuda, cuda:1, mps; null: a GPU where there is one")
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen causal language model and its tokenizer, with what identifies them.
+
+    ``name`` is the hub id, the folder or "tiny"; ``revision`` the hub's commit, None for a folder; ``dtype`` that of
+    the computation; ``context_length`` the most tokens the model takes, None where its configuration does not say.
+    """
+
+    model: Any
+    tokenizer: Any
+    name: str
+    revision: str | None
+    dtype: str
+    quantization: str
+    parameters: int
+    context_length: int | None
+    files: tuple[Path, ...]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the configuration and the weight files, whatever folder they lie in.
+
+        Weight files over 1 GiB are sampled (their size and 64 MiB spread over them): this tells models apart, and is no
+        protection against someone who wants to deceive.
+        """
+        digest = hashlib.sha256()
+        for path in sorted(self.files, key=lambda path: path.name):
+            digest.update(f"{path.name}\0{_identity(path)}\n".encode())
+        return digest.hexdigest()
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What a run records of its base model, in plain values."""
+        return {
+            "name": self.name,
+            "revision": self.revision,
+            "dtype": self.dtype,
+            "quantization": self.quantization,
+            "parameters": self.parameters,
+            "context_length": self.context_length,
+            "fingerprint": self.fingerprint,
+        }
+
+
+def load(config: ModelConfig | None = None) -> Backbone:
+    """Load the base model and tokenizer of a configuration, frozen and in evaluation mode.
+
+    Only safetensors are read. Raises UserError where the model cannot be found, is not a causal language model, lacks
+    weights, or does not fit its tokenizer.
+    """
+    config = config or ModelConfig()
+    _check_quantization(config)
+    source = _source(config)
+    settings, commit = _settings(source, config)
+    _check_is_causal(source, settings)
+    files = _files(source, commit, config)
+    tokenizer = _tokenizer(source, commit, config)
+    model = _model(source, commit, config, settings)
+    _check_tokenizer_fits(source, tokenizer, model)
+    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token  # always masked, so no new token is needed
+    return Backbone(
+        model=model,
+        tokenizer=tokenizer,
+        name=config.name,
+        revision=commit,
+        dtype=str(model.dtype).removeprefix("torch."),
+        quantization=config.quantization,
+        parameters=model.num_parameters(),
+        context_length=_context_length(settings),
+        files=files,
+    )
+
+
+def _check_quantization(config: ModelConfig) -> None:
+    if config.quantization != "none" and importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            f"model.quantization: {config.quantization} needs the package bitsandbytes (pip install bitsandbytes); "
+            "or set model.quantization: none"
+        )
+    if config.trust_remote_code and not Path(config.name).is_dir() and config.revision is None:
+        raise UserError(
+            "model.trust_remote_code runs code that comes with the model: name the commit that you have read with "
+            "model.revision"
+        )
+
+
+def _source(config: ModelConfig) -> str:
+    """Return the folder or hub id that a name stands for."""
+    if config.name == "tiny":
+        return str(_BUNDLED)
+    if not config.name.strip() or "\0" in config.name:
+        raise UserError(f"model.name: expected tiny, a folder or a hub id, got {config.name!r}")
+    folder = Path(config.name).expanduser()
+    if folder.is_dir():
+        _check_folder(folder)
+        return str(folder)
+    if folder.exists():
+        raise UserError(f"model.name: {config.name} is a file, expected a folder with config.json and safetensors")
+    if config.name.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", config.name):
+        raise UserError(f"model.name: no such folder: {config.name}")
+    return config.name
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise UserError(
+                f"model.name: {folder} holds an adapter, not a base model; a run is evaluated with uq4ct evaluate, and "
+                "its base model is named in adapter_config.json"
+            )
+        raise UserError(f"model.name: {folder} has no config.json, so it is not a model folder")
+    try:
+        json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{folder / 'config.json'}: not readable as JSON ({error}); copy the model again") from error
+    if not list(folder.glob(_WEIGHTS)):
+        pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
+        raise UserError(_no_safetensors(str(folder), pickled))
+
+
+def _no_safetensors(where: str, pickled: list[str]) -> str:
+    if not pickled:
+        return f"model.name: {where} has no weights in safetensors; expected {_WEIGHTS}"
+    return (
+        f"model.name: {where} has its weights only as pickle ({', '.join(pickled[:3])}), which can run code and is not "
+        "read; convert them: load the model with transformers where you trust it, then save_pretrained"
+    )
+
+
+def _settings(source: str, config: ModelConfig) -> tuple[Any, str | None]:
+    """Read the model's configuration and resolve a branch or tag to its commit."""
+    from transformers import AutoConfig
+
+    try:
+        settings = AutoConfig.from_pretrained(
+            source, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    except Exception as error:
+        raise _explained(source, config, error) from error
+    return settings, getattr(settings, "_commit_hash", None)
+
+
+_ENCODER_ENDINGS = ("ForMaskedLM", "ForPreTraining", "ForSequenceClassification", "ForTokenClassification")
+
+
+def _check_is_causal(source: str, settings: Any) -> None:
+    """Refuse encoders and encoder-decoders: the answer is read after the prompt, from a model that only looks back."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    names = [str(name) for name in settings.architectures or ()]
+    kind = f"model.name: {source} is a {settings.model_type} model ({', '.join(names) or 'no architecture named'})"
+    if getattr(settings, "is_encoder_decoder", False):
+        raise UserError(f"{kind}: an encoder-decoder; give a causal language model such as Llama, Mistral or Qwen")
+    custom = "AutoModelForCausalLM" in (getattr(settings, "auto_map", None) or {})
+    if type(settings) not in MODEL_FOR_CAUSAL_LM_MAPPING and not custom:
+        raise UserError(f"{kind}: not a causal language model; give one such as Llama, Mistral or Qwen")
+    bidirectional = settings.model_type in _ENCODERS and not getattr(settings, "is_decoder", False)
+    if bidirectional or (names and all(name.endswith(_ENCODER_ENDINGS) for name in names)):
+        raise UserError(f"{kind}: an encoder, not a causal language model; give one such as Llama, Mistral or Qwen")
+
+
+# Families with a causal class in transformers that look both ways unless is_decoder is set.
+_ENCODERS = (
+    *("bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert"),
+    *("rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer"),
+    *("xlm", "xlm-roberta", "xlm-roberta-xl", "xlnet", "xmod"),
+)
+
+
+def _files(source: str, commit: str | None, config: ModelConfig) -> tuple[Path, ...]:
+    """Return the configuration and weight files, downloading them where the source is a hub id."""
+    folder = Path(source)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        patterns = ["config.json", _WEIGHTS, "model*.safetensors.index.json"]
+        try:
+            folder = Path(snapshot_download(source, revision=commit or config.revision, allow_patterns=patterns))
+        except Exception as error:
+            raise _explained(source, config, error) from error
+        if not list(folder.glob(_WEIGHTS)):
+            raise UserError(_no_safetensors(source, []))
+    return (folder / "config.json", *sorted(folder.glob(_WEIGHTS)))
+
+
+def _tokenizer(source: str, commit: str | None, config: ModelConfig) -> Any:
+    from transformers import AutoTokenizer
+
+    known = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
+    folder = Path(source)
+    if folder.is_dir() and not config.trust_remote_code and not any((folder / name).is_file() for name in known):
+        raise UserError(
+            f"model.name: {source} has no tokenizer (looked for {', '.join(known)}); copy the tokenizer's files there"
+        )
+    try:
+        return AutoTokenizer.from_pretrained(
+            source, revision=commit or config.revision, trust_remote_code=config.trust_remote_code, padding_side="left"
+        )
+    except Exception as error:
+        reason = _first_line(error)
+        raise UserError(f"model.name: the tokenizer of {source} cannot be read ({reason}); copy it again") from error
+
+
+def _model(source: str, commit: str | None, config: ModelConfig, settings: Any) -> Any:
+    """Load the weights, freeze them, and refuse a model of which a part is missing."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    device, loader = _device(config), cast(Any, AutoModelForCausalLM)
+    options: dict[str, Any] = {"dtype": _dtype(config, settings, device), "use_safetensors": True}
+    if config.attn_implementation:
+        options["attn_implementation"] = config.attn_implementation
+    if config.quantization != "none":
+        options |= {"quantization_config": _quantization(config, options["dtype"]), "device_map": {"": device}}
+    try:
+        model, report = loader.from_pretrained(
+            source,
+            revision=commit or config.revision,
+            trust_remote_code=config.trust_remote_code,
+            output_loading_info=True,
+            **options,
+        )
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise _explained(source, config, error) from error
+    if absent := sorted({*report["missing_keys"], *(str(key[0]) for key in report["mismatched_keys"])}):
+        raise UserError(
+            f"model.name: {source} lacks {len(absent)} of the model's weights, among them {', '.join(absent[:3])}; "
+            "they would be random numbers. Copy the model again"
+        )
+    if config.quantization == "none":
+        model = model.to(device)
+    return model.requires_grad_(False).eval()
+
+
+def _device(config: ModelConfig) -> str:
+    import torch
+
+    if config.device is None:
+        if torch.cuda.is_available():
+            return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    kind = config.device.partition(":")[0]
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(kind, False):
+        usable = ", ".join(name for name, there in available.items() if there)
+        raise UserError(f"model.device: {config.device} is not available here; available: {usable}")
+    return config.device
+
+
+def _dtype(config: ModelConfig, settings: Any, device: str) -> Any:
+    """Return the dtype of the computation: auto is the checkpoint's on a GPU, bfloat16 for half, and float32 elsewhere.
+
+    Training in float16 without loss scaling overflows, so a float16 checkpoint is computed in bfloat16.
+    """
+    import torch
+
+    if config.dtype != "auto":
+        return getattr(torch, config.dtype)
+    if not device.startswith("cuda"):
+        return torch.float32
+    saved = getattr(settings, "dtype", None) or torch.float32
+    if saved in (torch.float16, torch.bfloat16):
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return saved
+
+
+def _quantization(config: ModelConfig, dtype: Any) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if config.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+
+
+def _check_tokenizer_fits(source: str, tokenizer: Any, model: Any) -> None:
+    largest, rows = max(tokenizer.get_vocab().values(), default=0), model.get_input_embeddings().num_embeddings
+    if largest >= rows:
+        raise UserError(
+            f"model.name: the tokenizer of {source} has token ids up to {largest}, but the model has only {rows} "
+            "embeddings; they do not belong together, use the tokenizer that the model was trained with"
+        )
+
+
+def _context_length(settings: Any) -> int | None:
+    text = settings.get_text_config() if hasattr(settings, "get_text_config") else settings
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length"):
+        if isinstance(length := getattr(text, name, None), int) and length > 0:
+            return length
+    return None
+
+
+def _identity(path: Path) -> str:
+    """Return a hash of one file's content; a configuration's is taken without what changes between equal models."""
+    if path.suffix == ".json":
+        values = json.loads(path.read_text(encoding="utf-8"))
+        for key in ("_name_or_path", "transformers_version"):
+            values.pop(key, None)
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    if path.stat().st_size <= _SAMPLED_ABOVE:
+        return sha256(path)
+    digest = hashlib.sha256(str(path.stat().st_size).encode())
+    for block in _spread(path):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _spread(path: Path) -> Iterator[bytes]:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        for number in range(_SAMPLES):
+            file.seek(number * (size - _SAMPLE_BYTES) // (_SAMPLES - 1))
+            yield file.read(_SAMPLE_BYTES)
+
+
+def _explained(source: str, config: ModelConfig, error: Exception) -> UserError:
+    """Turn an exception of the libraries below into a sentence that says what to do."""
+    reason = _first_line(error)
+    if "trust_remote_code" in str(error):
+        return UserError(
+            f"model.name: {source} needs code that comes with the model; read that code, then set "
+            "model.trust_remote_code: true and its commit as model.revision"
+        )
+    if Path(source).is_dir():
+        return UserError(f"model.name: {source} cannot be loaded ({reason}); copy the model again if it is damaged")
+    version = f" at revision '{config.revision}'" if config.revision else ""
+    return UserError(
+        f"model.name: no folder '{source}' here, and the hub model {source}{version} cannot be read ({reason}). Check "
+        "the name, log in if it is gated, go online, or download it and give the folder"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
