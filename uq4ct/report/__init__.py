@@ -1,0 +1,38 @@
+"""Results for people: a table for the terminal and one self-contained html report; read from files, never a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from uq4ct.report.tables import table
+
+__all__ = ["build_report", "table"]
+
+
+def build_report(sources: Sequence[Path | str], output: Path | str, title: str | None = None) -> None:
+    """Write one self-contained html report of run folders, folders of runs, or prediction files.
+
+    It needs no script and no network, follows the reader's light or dark theme, and is the same to the byte for the
+    same input. Raises UserError where a source cannot be read or has changed since it was written.
+    """
+    from uq4ct.report.page import render
+    from uq4ct.report.sources import read_sources
+
+    output = Path(output)
+    _refuse_bad_output(output)
+    page = render(read_sources(sources), title)
+    from uq4ct.manifest import write_atomically
+
+    write_atomically(output, page)
+
+
+def _refuse_bad_output(output: Path) -> None:
+    from uq4ct.errors import UserError
+
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"{output}: the report is an html page; name it .html")
+    if output.is_dir() or not output.parent.is_dir():
+        raise UserError(
+            f"{output}: {'is a folder' if output.is_dir() else f'the folder {output.parent} does not exist'}"
+        )
