@@ -8,7 +8,7 @@ import transformers as tf
 from peft import PeftModel, get_peft_model
 from torch import nn
 
-from uq4ct.adapters import AdapterError, MixLoraConfig, record_routing
+from uq4ct.adapters import AdapterError, MixLoraConfig, linear_targets, record_routing
 from uq4ct.adapters.layers import FfnMixture, InLayerFfn, LoraLinear, MixtureLinear
 from uq4ct.adapters.sites import FfnSite, find_ffn_sites, probe
 
@@ -99,6 +99,11 @@ def test_a_family_trains_saves_and_loads(family, routing, tmp_path):
     restored = model.unload()
     assert torch.equal(restored(input_ids=IDS).logits, plain)
     assert restored.state_dict().keys() == build(family).state_dict().keys()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_plain_lora_can_take_the_same_linears(family):
+    assert linear_targets(build(family)) == sorted(FAMILIES[family][1].split())
 
 
 @pytest.mark.parametrize("mixing", ["rescaled", "raw"])

@@ -10,10 +10,10 @@ import warnings
 
 import pytest
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from uq4ct.adapters import AdapterError, MixLoraConfig, record_routing
 from uq4ct.adapters.layers import FfnMixture, LoraLinear, MixtureLinear
@@ -178,7 +178,7 @@ def test_a_fresh_process_loads_the_same_outputs(tmp_path):
     torch.save(model(IDS).logits, tmp_path / "expected.pt")
     script = (
         "import sys, torch, uq4ct.adapters\n"
-        "from peft import AutoPeftModelForCausalLM, PeftModel\n"
+        "from peft import PeftModel\n"
         "from transformers import LlamaForCausalLM\n"
         "torch.set_num_threads(1)\n"
         "base = LlamaForCausalLM.from_pretrained(sys.argv[1] + '/base')\n"
@@ -259,6 +259,52 @@ def test_merging_is_refused_with_the_reason_and_changes_nothing(routing):
         with pytest.raises(NotImplementedError, match="depends on the input"):
             merge()
     assert torch.equal(model(IDS).logits, before)
+
+
+def test_another_adapter_per_row_is_refused():
+    with pytest.raises(ValueError, match="once per adapter"):
+        adapted()(IDS, adapter_names=["__base__", "default"])
+
+
+class PackedLinear(nn.Linear):
+    """A linear stored in eight bits, as bitsandbytes does it: its weight is no number to compute with."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__(linear.in_features, linear.out_features, bias=False)
+        self.register_buffer("scale", linear.weight.detach().abs().max() / 127)
+        self.weight = nn.Parameter((linear.weight.detach() / self.scale).round().to(torch.int8), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.weight.to(x.dtype) * self.scale)
+
+
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_a_quantised_base_is_called_and_never_read(routing):
+    def packed() -> LlamaForCausalLM:
+        model = tiny_llama()
+        for layer in model.model.layers:
+            for parent in (layer.self_attn, layer.mlp):
+                for name, child in list(parent.named_children()):
+                    if isinstance(child, nn.Linear):
+                        setattr(parent, name, PackedLinear(child))
+        return model
+
+    model = get_peft_model(packed(), mixture_config(routing=routing)).eval()
+    torch.testing.assert_close(model(IDS).logits, packed()(IDS).logits)
+    train_a_little(model)
+    model(IDS, labels=IDS).loss.backward()
+    trained = [p for n, p in model.named_parameters() if "uqmoe_" in n]
+    assert all(p.dtype == torch.float32 and p.grad.abs().sum() > 0 for p in trained)
+
+
+def test_transformers_loads_the_adapter_by_itself(tmp_path):
+    tiny_llama().save_pretrained(tmp_path / "base")
+    model = get_peft_model(LlamaForCausalLM.from_pretrained(tmp_path / "base"), mixture_config())
+    train_a_little(model)
+    model.eval().save_pretrained(tmp_path / "adapter")
+    expected = model(IDS).logits
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()(IDS).logits, expected)
+    assert torch.equal(AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()(IDS).logits, expected)
 
 
 def test_dropout_is_on_in_training_only():
@@ -406,6 +452,22 @@ def test_recording_sees_through_distributed_data_parallel(tmp_path):
         assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_a_compiled_model_with_a_recorder_has_no_graph_break_and_the_same_gradients():
+    model = adapted(lora_dropout=0.0).train()
+    plain = routing_gradients(model)
+    torch._dynamo.reset()
+    model.zero_grad()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with record_routing(compiled) as record:
+        loss = compiled(IDS, labels=IDS).loss
+    (loss + sum(layer.kept.sum(-1).mean() for layer in record.layers)).backward()
+    torch._dynamo.reset()
+    assert len(record.layers) == 2
+    for one, other in zip(plain, [p.grad for p in model.parameters() if p.requires_grad], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("routing", ROUTINGS)

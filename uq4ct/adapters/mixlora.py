@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -230,6 +231,14 @@ class MixLoraModel(BaseTuner):
             setattr(parent, child_name, new_module)  # unloading: the base module comes back as it was
         else:
             super()._replace_module(parent, child_name, new_module, child)
+
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> AbstractContextManager[None]:
+        """Refuse one adapter per row, which PEFT would otherwise drop without a word."""
+        if kwargs.get("adapter_names") is not None:
+            raise ValueError(
+                "adapter_names: a mixture cannot use another adapter per row; call the model once per adapter"
+            )
+        return nullcontext()
 
     def _check_merge_allowed(self) -> None:
         raise NotImplementedError(CANNOT_MERGE)

@@ -148,3 +148,12 @@ def _with_experts(placements: dict[str, Placement], num_experts: int | Sequence[
 
 def _shown(targets: Targets) -> str:
     return repr(targets) if isinstance(targets, str) else ", ".join(targets or ())
+
+
+def linear_targets(model: nn.Module) -> list[str]:
+    """Return the attention and FFN linears that the mixture adapts by default, so that a plain LoRA can take the same.
+
+    Raises AdapterError naming the candidates for an architecture that is not known.
+    """
+    _, targets = place(dict(model.named_modules()), "ffn_block", None, 1)
+    return [targets] if isinstance(targets, str) else targets
