@@ -18,6 +18,12 @@ _READ_AS = {
     "index": "positions counted from 0",
     "position": "positions counted from 1",
 }
+_ONE_OF = {
+    "label": "a label",
+    "text": "the text of a choice",
+    "index": "a position counted from 0",
+    "position": "a position counted from 1",
+}
 _NUMBERS_FIRST = ("index", "position", "text")
 _TEXT_FIRST = ("text", "index", "position")
 _YES_NO = {"true": ("true", "yes"), "false": ("false", "no")}
@@ -124,10 +130,10 @@ def _refuse_ambiguity(readings: Sequence[dict[str, int]], source: str, column: s
 
 
 def _mismatch(column: str, answer: Any, row: Choices, reading: dict[str, int], chosen: str) -> str:
-    shown = f"{column} {answer!r:.60}"
+    shown = f"{column} {str(answer).lower() if isinstance(answer, bool) else repr(answer):.60}"
     if isinstance(answer, (list, dict)):
         return f"{column} is {'a list' if isinstance(answer, list) else 'an object'}, expected one label"
-    aside = f"; here it could be one of {_READ_AS[next(iter(reading))]}" if reading else ""
+    aside = f"; here it could be {_ONE_OF[next(iter(reading))]}" if reading else ""
     if chosen in ("index", "position"):
         first = int(chosen == "position")
         span = f"from {first} to {len(row.texts) - 1 + first}"

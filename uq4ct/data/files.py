@@ -84,7 +84,7 @@ def _read_json_lines(path: Path, content: bytes) -> Iterator[RawRow]:
     if content.lstrip().startswith(b"[") and _is_array(content):
         raise UserError(
             f"{path}: the file is one JSON array, expected one object a line; convert it: "
-            f"jq -c '.[]' {path.name} > {path.stem}.jsonl"
+            f"jq -c '.[]' {path.name} > {path.stem}-lines.jsonl"
         )
     offset, count = 0, 0
     lines = content.split(b"\n")
@@ -120,7 +120,9 @@ def _json_row(place: str, line: bytes, offset: int, rows_before: int, is_last: b
 
 
 def _broken_json(error: json.JSONDecodeError, text: str, rows_before: int, is_last: bool) -> str:
-    cut_off = f" (the file may be cut off; {rows_before} rows read before it)" if is_last else ""
+    cut_off = (
+        f" (the file may be cut off; {rows_before} row{'s' * (rows_before != 1)} read before it)" if is_last else ""
+    )
     if "\x00" in text:
         return "contains a NUL character; the file is damaged or not a text file"
     if error.msg.startswith("Unterminated string"):

@@ -79,9 +79,7 @@ def read_questions(
     """
     if not columns_fit:
         config = _for_this_file(rows, config)
-    columns, schema = _layout(rows, source, config, schema)
-    if need_answers and not schema.gold_first and schema.answer not in columns:
-        raise UserError(_missing_columns(source, columns, schema, [("answer", schema.answer)]))
+    schema = _layout(rows, source, config, schema, need_answers)
     kept = [row for row in rows if row.problem or schema.keep is None or schema.keep(row.values)]
     drafts = [_draft(row, number, schema, config) for number, row in enumerate(kept, start=1)]
     _check_one_kind(drafts)
@@ -100,8 +98,10 @@ def read_questions(
     return ReadRows(questions, rejected, (*notes, *_remarks(questions, source)))
 
 
-def _layout(rows: Sequence[RawRow], source: str, config: DataConfig, schema: Schema | None) -> tuple[list[str], Schema]:
-    """Return the columns that most rows have, and the layout that they are."""
+def _layout(
+    rows: Sequence[RawRow], source: str, config: DataConfig, schema: Schema | None, need_answers: bool
+) -> Schema:
+    """Return the layout of the columns that most rows have; raise UserError naming the columns that are missing."""
     good = [row for row in rows if not row.problem]
     if not good:
         raise UserError(_listing([Rejected(row.place, (row.problem,)) for row in rows], len(rows), source))
@@ -118,12 +118,14 @@ def _layout(rows: Sequence[RawRow], source: str, config: DataConfig, schema: Sch
         if found := candidate.fit(usual, sample):
             if found.refusal:
                 raise UserError(f"{source}: {found.refusal}")
-            return list(counts), found
+            if need_answers and found.answer not in counts:
+                raise UserError(_missing_columns(source, list(counts), found, [("answer", found.answer)]))
+            return found
     expected = replace(schema or OWN, **named)
-    missing = [("question", expected.question), *(("choices", name) for name in expected.choice_columns)]
-    raise UserError(
-        _missing_columns(source, list(counts), expected, [pair for pair in missing if pair[1] not in usual])
-    )
+    wanted = [("question", expected.question), *(("choices", name) for name in expected.choice_columns)]
+    wanted += [("answer", expected.answer)] if need_answers else []
+    missing = [(role, column) for role, column in wanted if column not in usual]
+    raise UserError(_missing_columns(source, list(counts), expected, missing))
 
 
 def _candidates(config: DataConfig, schema: Schema | None) -> list[Schema]:
@@ -358,8 +360,8 @@ def _listing(rejected: Sequence[Rejected], total: int, source: str) -> list[str]
     return [
         *lines[:_SHOWN],
         *more,
-        f"{source}: {len(rejected)} of {_rows(total)} bad, so nothing was read; correct them, or set them aside with "
-        "--skip-bad-rows",
+        f"{source}: {len(rejected)} bad row{'s' * (len(rejected) != 1)} of {total}, so nothing was read; correct the "
+        "file, or set bad rows aside with --skip-bad-rows",
     ]
 
 
