@@ -83,7 +83,7 @@ class UQModel:
                 f"{run.folder}: fitted on base {expected['name']} (fingerprint {expected['fingerprint'][:12]}), but "
                 f"{backbone.name} has fingerprint {backbone.fingerprint[:12]}; give the right base with --base"
             )
-        encoder = Encoder(backbone.tokenizer, config.prompt)
+        encoder = Encoder(backbone.tokenizer, config.prompt, context_length=backbone.context_length)
         if encoder.hash != run.facts["prompt"]["hash"]:
             raise UserError(
                 f"{run.folder}: its prompts had hash {run.facts['prompt']['hash'][:12]}, now it is {encoder.hash[:12]}; "
@@ -125,7 +125,7 @@ class UQModel:
         """Return the predictive distribution over questions, in their order."""
         return self.config.method.predict(
             self.model,
-            [self.encoder.encode(question) for question in questions],
+            self.encoder.encode_all(questions),
             ids=[question.id for question in questions],
             pad_token_id=self.encoder.pad_token_id,
             batch_size=batch_size or self.config.eval.batch_size,

@@ -27,6 +27,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+# typer carries a click of its own in some versions and imports it in others; the base class of its errors is found here.
+_USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
 # Flags that take several values after one name: `--data a b` is read as `--data a --data b`.
 SEVERAL = {"evaluate": ("--data",), "train": ("--set",), "validate": ("--set",)}
 
@@ -264,18 +267,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def invoke(arguments: list[str]) -> int:
     """Run the command line and return its exit code."""
-    import click
-
+    _quiet()
     try:
         app(args=_spread(arguments), prog_name="uq4ct", standalone_mode=False)
     except UserError as error:
         for problem in error.problems:
             _say(f"error: {problem}")
         return 1 if type(error).__name__ == "Diverged" else 2  # its module is heavy, and loaded only by training
-    except click.ClickException as error:
+    except _USAGE_ERROR as error:
         error.show(sys.stderr)
         return 2
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         _say("interrupted; the same command continues (train: add --resume)")
         return 130
     except SystemExit as error:  # training was interrupted, after it saved a checkpoint
@@ -291,6 +293,17 @@ def invoke(arguments: list[str]) -> int:
         _say("error: this is a fault of uq4ct or of the machine; please report it with the lines above")
         return 1
     return 0
+
+
+def _quiet() -> None:
+    """Keep libraries from talking over our own lines: progress bars of loading weights, notes to their developers."""
+    import os
+    import warnings
+
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def _spread(arguments: list[str]) -> list[str]:

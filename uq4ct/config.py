@@ -75,7 +75,7 @@ class Config(BaseModel):
     def fit_hash(self) -> str:
         """SHA-256 over everything that the fitted weights depend on; a checkpoint is resumed only under the same one."""
         facts = self.dump()
-        del facts["eval"], facts["output"]
+        del facts["eval"], facts["output"], facts["model"]["device"]
         facts["seed"] = self.output.seed
         for name in ("logging_steps", "save_steps", "save_total_limit", "report_to", "disable_tqdm"):
             facts["train"].pop(name, None)

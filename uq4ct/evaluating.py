@@ -38,7 +38,7 @@ def evaluate(
     Raises UserError for bad rows, missing data, or two sources of the same name.
     """
     sets = [data.load(source, split=split, root=root or run.config.data.root, config=run.config.data) for source in sources]
-    names = [questions.name if split is None else f"{questions.name}.{split}" for questions in sets]
+    names = [q.name if q.default_split else f"{q.name}.{q.split}" for q in sets]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise UserError(f"--data: two sources are called '{repeated[0]}'; rename one file or its folder")
@@ -93,7 +93,7 @@ def predict(
         raise UserError(f"{output}: predictions are written as JSON lines; name the output .jsonl")
     if not output.parent.is_dir():
         raise UserError(f"{output}: the folder {output.parent} does not exist")
-    questions = data.load(source, config=run.config.data, need_answers=False)
+    questions = data.read_file(source, config=run.config.data, require_answers=False)
     model = UQModel.load(run, base=base, say=say)
     if rule is not None:
         model = UQModel(model.config, model.model, model.encoder, rule)

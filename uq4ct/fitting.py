@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -38,13 +39,14 @@ def prepare(config: Config) -> Prepared:
     from uq4ct import backbone as backbones
     from uq4ct.prompts import Encoder
 
-    questions, calibration = data.load_for_training(
-        config.data.source, root=config.data.root, config=config.data, seed=config.output.seed
-    )
+    questions = data.load(config.data.source, root=config.data.root, config=config.data, training=True)
+    fit, calibration = data.calibration_split(questions, config=config.data, seed=config.output.seed)
+    questions = replace(questions, questions=fit)
     backbone = backbones.load(config.model)
-    encoder = Encoder(backbone.tokenizer, config.prompt)
+    encoder = Encoder(backbone.tokenizer, config.prompt, context_length=backbone.context_length)
+    config.method.check(backbone.model)
     examples, notes = encoder.encode_training(questions.questions)
-    return Prepared(questions, calibration.questions, examples, backbone, encoder, (*questions.notes, *notes))
+    return Prepared(questions, calibration, examples, backbone, encoder, (*questions.notes, *notes))
 
 
 def train(config: Config, *, resume: bool = False, say: Say = to_stderr) -> Run:
@@ -79,12 +81,15 @@ def _fit(ready: Prepared, config: Config, folder: Path, resume: bool, say: Say) 
         folder / "splits.json",
         {"fit": [question.id for question in ready.questions.questions], "calibration": [question.id for question in ready.calibration]},
     )
+    if ready.questions.skipped:
+        write_atomically(folder / ready.questions.rejected_name, ready.questions.rejected_jsonl())
+        say(f"{len(ready.questions.skipped):,} bad rows left out, listed in {folder / ready.questions.rejected_name}")
     started = time.monotonic()
     bench = Bench(
         model=base.model,
         pad_token_id=ready.encoder.pad_token_id,
         examples=ready.examples,
-        calibration=[ready.encoder.encode(question) for question in ready.calibration],
+        calibration=ready.encoder.encode_all(ready.calibration),
         train=config.train,
         seed=config.output.seed,
         folder=folder,
@@ -107,7 +112,6 @@ def _fit(ready: Prepared, config: Config, folder: Path, resume: bool, say: Say) 
 
 
 def _facts(ready: Prepared, config: Config, fitted: UQModel, seconds: float) -> dict[str, Any]:
-    base = ready.backbone
     return {
         "method": config.method.name,
         "passes": config.method.passes,
@@ -115,14 +119,13 @@ def _facts(ready: Prepared, config: Config, fitted: UQModel, seconds: float) -> 
         "task": ready.questions.name,
         "split": ready.questions.split,
         "n": len(ready.questions),
-        "data": {"path": ready.questions.path, "sha256": ready.questions.sha256},
-        "base": {
-            "name": base.name,
-            "revision": base.revision,
-            "fingerprint": base.fingerprint,
-            "dtype": base.dtype,
-            "parameters": base.parameters,
+        "data": {
+            "path": ready.questions.path,
+            "sha256": ready.questions.sha256,
+            "revision": ready.questions.revision,
+            "skipped": len(ready.questions.skipped),
         },
+        "base": ready.backbone.description,
         "prompt": {
             "pack": config.prompt.pack,
             "scoring": config.prompt.scoring,

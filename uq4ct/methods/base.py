@@ -110,6 +110,10 @@ class Method(BaseModel):
         """Fit on the bench and return the model ready to predict."""
         return train_adapter(bench, self.adapter_config(bench.model), self.objective())
 
+    def check(self, model: Any) -> None:
+        """Raise UserError where this method cannot adapt the base model; nothing is changed."""
+        self.adapter_config(model)
+
     def load(self, model: Any, folder: Path) -> Any:
         """Put what ``fit`` wrote into the folder back on a fresh base model."""
         return load_adapter(model, folder)
@@ -158,10 +162,11 @@ class MixtureMethod(Method):
     balance_probabilities: Literal["full", "kept"] = "full"
 
     def adapter_config(self, model: Any) -> Any:
-        """Return the MixLoraConfig for a base model."""
+        """Return the MixLoraConfig for a base model; raise UserError where it has no place for the mixture."""
         from uq4ct.adapters import MixLoraConfig
+        from uq4ct.adapters.placement import place
 
-        return MixLoraConfig(
+        config = MixLoraConfig(
             task_type="CAUSAL_LM",
             num_experts=list(self.num_experts) if isinstance(self.num_experts, tuple) else self.num_experts,
             top_k=self.top_k,
@@ -173,6 +178,8 @@ class MixtureMethod(Method):
             use_rslora=self.rslora,
             target_modules=list(self.target_modules) if self.target_modules else None,
         )
+        place(dict(model.named_modules()), self.routing, config.target_modules, config.num_experts)
+        return config
 
 
 def train_adapter(bench: Bench, adapter_config: Any, objective: Objective) -> Any:

@@ -14,6 +14,9 @@ class ZeroShot(Method):
     name: ClassVar[str] = "zero_shot"
     summary: ClassVar[str] = "the base model, not fine-tuned"
 
+    def check(self, model: Any) -> None:
+        """Accept any base model."""
+
     def fit(self, bench: Bench) -> Any:
         """Return the base model; there is nothing to fit."""
         return bench.model.eval()

@@ -1,0 +1,92 @@
+"""The command line: what it lists, what it refuses, and that it answers at once."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from uq4ct import cli
+
+
+def outcome(arguments, capsys):
+    code = cli.invoke(arguments)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_help_needs_no_model_library():
+    code = "import sys; from uq4ct import cli; cli.invoke(['--help']); cli.invoke(['ls', 'methods']); cli.invoke(['ls', 'tasks']); print(sorted({'torch', 'transformers', 'peft', 'datasets', 'matplotlib', 'pandas'} & set(sys.modules)))"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert printed.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.slow
+def test_help_answers_within_half_a_second():
+    subprocess.run([sys.executable, "-m", "uq4ct", "--help"], capture_output=True, check=True)
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "uq4ct", "--help"], capture_output=True, check=True)
+    assert time.perf_counter() - began < 0.5
+
+
+def test_methods_are_listed_as_json(capsys):
+    code, out, _ = outcome(["ls", "methods", "--json"], capsys)
+    assert code == 0
+    assert [row["name"] for row in json.loads(out)] == ["lora", "mixlora", "uq4ct", "zero_shot"]
+    assert all({"name", "passes", "summary"} <= set(row) for row in json.loads(out))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--method", "uq4tc", "--output", "x"], "error: --method: method 'uq4tc' is not known. Did you mean 'uq4ct'?"),
+        (["train", "--data", "tiny"], "error: output.folder: name the folder of the run with --output DIR"),
+        (["train", "--data", "openbokqa", "--output", "x"], "error: 'openbokqa' is not a task, a file or a hub id (owner/name). Did you mean 'openbookqa'?"),
+        (["train", "--data", "none.jsonl", "--output", "x"], "error: none.jsonl: no such file"),
+        (["train", "--model", "./nowhere", "--output", "x"], "error: model.name: no such folder: ./nowhere"),
+        (["train", "--preset", "papr", "--output", "x"], "error: --preset: 'papr' is not one of product, paper, bayesian-lora"),
+        (["train", "--set", "rank=3", "--output", "x"], "error: --set rank=3: expected section.key=value, for example train.learning_rate=2e-4"),
+        (["train", "--set", "method.rank=3", "train.learing_rate=1", "--output", "x"], "error: --set: train: 'learing_rate' is not a field of transformers.TrainingArguments. Did you mean 'learning_rate'?"),
+        (["train", "--config", "absent.yaml", "--output", "x"], "error: absent.yaml: no such configuration file; `uq4ct init -o absent.yaml` writes one"),
+        (["train", "--data", "openbookqa", "--data-root", ".", "--output", "x"], "error: task 'openbookqa' has no data for split 'train': no file openbookqa/train.jsonl."),
+        (["train", "--set", "method.top_k=9", "--output", "x", "--max-steps", "1"], "error: top_k: 9 is larger than the 8 experts to choose from; use 1 to 8"),
+        (["evaluate", "absent", "--data", "tiny"], "error: absent: no such run folder; `uq4ct train ... --output absent` makes one"),
+        (["evaluate", "."], "Missing option '--data'"),
+        (["predict", ".", "in.jsonl", "-o", "out.jsonl"], "error: .: not a run folder, it has no config.yaml"),
+        (["metrics", "absent.jsonl"], "error: absent.jsonl: no such file"),
+        (["ls", "task"], "error: ls: 'task' is not one of tasks, methods, metrics, runs. Did you mean 'tasks'?"),
+        (["trian"], "No such command 'trian'"),
+    ],
+)
+def test_a_mistake_gets_one_sentence_and_code_2(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = outcome(arguments, capsys)
+    assert code == 2
+    assert message in err
+    assert out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_init_writes_a_configuration_that_is_never_overwritten(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert outcome(["init", "--task", "openbookqa"], capsys)[0] == 0
+    code, _, err = outcome(["init"], capsys)
+    assert (code, "exists already" in err) == (2, True)
+    assert json.loads(outcome(["init", "--schema"], capsys)[1])["title"] == "uq4ct run"
+
+
+def test_a_fault_of_ours_is_code_1_with_a_traceback(capsys, monkeypatch):
+    from uq4ct import catalogue
+
+    monkeypatch.setitem(catalogue.KINDS, "tasks", lambda folder: 1 / 0)
+    code, _, err = outcome(["ls", "tasks"], capsys)
+    assert (code, "ZeroDivisionError" in err, "please report it" in err) == (1, True, True)
+
+
+def test_flags_take_several_values():
+    assert cli._spread(["evaluate", "r", "--data", "a", "b", "--json"]) == ["evaluate", "r", "--data", "a", "--data", "b", "--json"]
+    assert cli._spread(["train", "--set", "a.b=1", "c.d=-2"]) == ["train", "--set", "a.b=1", "--set", "c.d=-2"]
+    assert cli._spread(["predict", "r", "-o", "x"]) == ["predict", "r", "-o", "x"]

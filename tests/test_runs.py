@@ -1,0 +1,220 @@
+"""From a configuration to a run folder, and from a run folder to answers: what a person does, end to end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from uq4ct import cli, evaluating, fitting, predictions
+from uq4ct.answering import UQModel
+from uq4ct.config import Layer, resolve
+from uq4ct.errors import UserError
+from uq4ct.manifest import CorruptFolder
+from uq4ct.posthoc.abstain import AbstainRule
+from uq4ct.runs import Run, claimed
+
+ROWS = [
+    {"id": f"q{i}", "question": f"What is number {i} called?", "choices": ["red", "green", "blue", "grey"][: 3 + i % 2], "answer": "ABC"[i % 3]}
+    for i in range(48)
+]
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("colours") / "train.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
+    return path
+
+
+def config_of(questions, folder, method="uq4ct", **train):
+    small = {} if method == "zero_shot" else {"rank": 2}
+    return resolve(
+        [
+            Layer.of(
+                {
+                    "data": {"source": str(questions)},
+                    "method": {"name": method, **small},
+                    "train": {"max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-2, **train},
+                    "eval": {"resamples": 100},
+                    "output": {"folder": str(folder)},
+                },
+                "test",
+            )
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def run(questions, tmp_path_factory) -> Run:
+    return fitting.train(config_of(questions, tmp_path_factory.mktemp("runs") / "uq4ct"), say=lambda line: None)
+
+
+@pytest.fixture(scope="module")
+def model(run) -> UQModel:
+    return UQModel.load(run)
+
+
+@pytest.mark.parametrize("method", ["zero_shot", "lora", "mixlora"])
+def test_every_method_fits_saves_and_answers_the_same_after_loading(method, questions, tmp_path):
+    run = fitting.train(config_of(questions, tmp_path / method, method), say=lambda line: None)
+    saved = predictions.read(run.folder / "calibration.jsonl")
+    assert len(saved) == 5
+    loaded = UQModel.load(run)
+    assert {p.requires_grad for p in loaded.model.parameters()} <= {False, True}
+    for row in saved:
+        answer = loaded.predict(row["question"], row["choices"])
+        assert answer.probabilities == pytest.approx(row["probabilities"], abs=1e-6)
+        assert (answer.feu is None) == (method != "mixlora")
+
+
+def test_the_run_folder_says_what_was_done(run):
+    facts = run.facts
+    assert (facts["method"], facts["n"], facts["passes"], facts["base"]["name"]) == ("uq4ct", 43, 1, "tiny")
+    splits = json.loads((run.folder / "splits.json").read_text())
+    assert len(splits["fit"]) == 43
+    assert not set(splits["fit"]) & set(splits["calibration"])
+    log = [json.loads(line) for line in (run.folder / "training_log.jsonl").read_text().splitlines()]
+    assert log
+    assert not list(run.folder.glob("checkpoint-*"))
+
+
+def test_a_complete_run_is_not_trained_again(run, questions):
+    before = (run.folder / "adapter_model.safetensors").stat().st_mtime_ns
+    fitting.train(run.config, say=lambda line: None)
+    assert (run.folder / "adapter_model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_folder_of_another_configuration_is_refused(run, questions):
+    with pytest.raises(UserError, match=r"holds a run of another configuration \(train.max_steps: 2 there, 3 now\)"):
+        fitting.train(config_of(questions, run.folder, max_steps=3), say=lambda line: None)
+
+
+def test_an_unfinished_run_needs_resume(questions, tmp_path):
+    config = config_of(questions, tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(config.to_yaml())
+    with pytest.raises(UserError, match="add --resume to continue it"):
+        fitting.train(config, say=lambda line: None)
+    with pytest.raises(UserError, match="its training was not finished"):
+        Run.open(tmp_path / "run")
+    assert fitting.train(config, resume=True, say=lambda line: None).facts["n"] == 43
+
+
+def test_a_foreign_folder_is_never_written_to(questions, tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(UserError, match="not empty and not a run folder"):
+        fitting.train(config_of(questions, tmp_path), say=lambda line: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path):
+    with claimed(tmp_path):
+        code = f"from pathlib import Path; from uq4ct.runs import claimed; claimed(Path({str(tmp_path)!r})).__enter__()"
+        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "in use by another process" in other.stderr
+
+
+def test_a_changed_adapter_is_named_and_not_loaded(questions, tmp_path):
+    run = fitting.train(config_of(questions, tmp_path / "run", "lora"), say=lambda line: None)
+    adapter = run.folder / "adapter_model.safetensors"
+    content = bytearray(adapter.read_bytes())
+    content[-5] ^= 1
+    adapter.write_bytes(content)
+    with pytest.raises(CorruptFolder, match=r"adapter_model\.safetensors: SHA-256"):
+        Run.open(run.folder)
+
+
+def test_another_base_model_is_refused(run, tmp_path):
+    import shutil
+
+    import safetensors.torch
+
+    from uq4ct import backbone
+
+    moved = tmp_path / "moved"
+    shutil.copytree(backbone.load().files[0].parent, moved)
+    assert UQModel.load(run, base=str(moved)).predict("Which?", ["a", "b"]).confidence > 0
+    tensors = safetensors.torch.load_file(moved / "model.safetensors")
+    name = next(iter(tensors))
+    tensors[name] = tensors[name] + 1
+    safetensors.torch.save_file(tensors, moved / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="give the right base with --base"):
+        UQModel.load(run, base=str(moved))
+
+
+def test_an_answer_has_probabilities_confidence_and_feu(model):
+    answer = model.predict("Which melts first?", ["ice", "iron", "salt"])
+    assert sum(answer.probabilities.values()) == pytest.approx(1)
+    assert answer.confidence == max(answer.probabilities.values())
+    assert 0.25 <= answer.feu <= 1
+    assert answer.choice in ("ice", "iron", "salt")
+
+
+def test_batch_size_and_order_change_no_probability(model, questions):
+    from uq4ct import data
+
+    asked = data.read_file(questions).questions
+    straight = model.predict_questions(asked, batch_size=48).probabilities
+    backwards = model.predict_questions(asked[::-1], batch_size=5).probabilities[::-1]
+    assert np.abs(straight - backwards).max() < 1e-6
+
+
+def test_evaluation_scores_every_item_and_writes_its_folder(run, questions, tmp_path):
+    (result,) = evaluating.evaluate(run, [str(questions)], say=lambda line: None)
+    assert (result["n"], result["method"], result["bins"] is not None) == (48, "uq4ct", True)
+    folder = run.folder / "evaluations" / result["task"]
+    assert len(predictions.read(folder / "predictions.jsonl")) == 48
+    before = (folder / "predictions.jsonl").stat().st_mtime_ns
+    again = evaluating.evaluate(run, [str(questions)], resume=True, say=lambda line: None)
+    assert again[0]["nll"] == result["nll"]
+    assert (folder / "predictions.jsonl").stat().st_mtime_ns == before
+
+
+def test_two_sources_of_one_name_are_refused(run, questions):
+    with pytest.raises(UserError, match="two sources are called"):
+        evaluating.evaluate(run, [str(questions), str(questions)], say=lambda line: None)
+
+
+def test_prediction_continues_where_it_stopped(run, tmp_path, monkeypatch):
+    unlabelled = tmp_path / "in.jsonl"
+    unlabelled.write_text("".join(json.dumps({k: v for k, v in row.items() if k != "answer"}) + "\n" for row in ROWS))
+    whole, pieces = tmp_path / "whole.jsonl", tmp_path / "pieces.jsonl"
+    monkeypatch.setattr(evaluating, "CHUNK", 10)
+    assert evaluating.predict(run, unlabelled, whole, say=lambda line: None) == 48
+
+    def stop(done, total):
+        if done >= 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluating.predict(run, unlabelled, pieces, progress=stop, say=lambda line: None)
+    partial = pieces.with_name("pieces.jsonl.partial")
+    with partial.open("a") as file:
+        file.write('{"half a row')
+    said = []
+    evaluating.predict(run, unlabelled, pieces, say=said.append)
+    assert any("continuing after 20 of 48" in line for line in said)
+    assert pieces.read_text() == whole.read_text()
+    assert not partial.exists()
+    row = json.loads(whole.read_text().splitlines()[0])
+    assert (row["label"], row["correct"], row["abstained"]) == (None, None, False)
+
+
+def test_the_abstain_rule_is_saved_and_applied(questions, tmp_path, capsys):
+    run = fitting.train(config_of(questions, tmp_path / "run", "zero_shot"), say=lambda line: None)
+    AbstainRule(threshold=1.0).save(run.folder / "abstain.json")
+    assert UQModel.load(run).predict("Which melts first?", ["ice", "iron"]).abstained
+    with pytest.raises(UserError, match="are too few"):
+        evaluating.target_accuracy_rule(run, 0.9)
+
+
+def test_standard_output_is_json_alone(run, questions, capsys):
+    assert cli.invoke(["evaluate", str(run.folder), "--data", str(questions), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert set(printed) == {"run", "results"}
+    assert {"task", "split", "n", "accuracy", "ece", "nll", "brier", "auroc", "confidence", "feu", "feu_auroc", "letter_mass"} <= set(printed["results"][0])
