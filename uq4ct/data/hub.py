@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
-from typing import Any
 
 from uq4ct.data.files import RawRow
 from uq4ct.errors import UserError, did_you_mean
@@ -57,17 +57,17 @@ def _explained(name: str, subset: str | None, split: str | None, revision: str |
     """Turn an exception of ``datasets`` into a sentence that says what to do."""
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
     where = name + (f", subset '{subset}'" if subset else "") + (f", revision '{revision}'" if revision else "")
+    named = re.findall(r"'([\w.-]+)'", str(error).split("[", 1)[-1]) if "[" in str(error) else []
+    available = f"available: {', '.join(named)}" if named else reason
+    if "Config name is missing" in reason or ("BuilderConfig" in reason and "not found" in reason):
+        return UserError(f"{where}: name one of its subsets with data.subset, or as {name}:SUBSET ({available})")
+    if split and "Unknown split" in reason:
+        near = did_you_mean(split, named)
+        return UserError(f"{where}: no split '{split}' ({available}).{near} Map it with data.splits: {{{split}: ...}}")
     if Path(name).is_dir():
         return UserError(
             f"{name}: not a readable data set folder ({reason}); expected <split>.jsonl, .csv or .parquet files in it"
         )
-    if "Config name is missing" in reason or ("BuilderConfig" in reason and "not found" in reason):
-        choices = str(error).split("Available", 1)[-1].splitlines()[0][:300] if "Available" in str(error) else ""
-        return UserError(f"{where}: name one of its subsets with data.subset (available{choices})")
-    if split and ("Unknown split" in reason or "not found. Available splits" in reason):
-        available: Any = [word for word in reason.replace("'", '"').split('"')[3::2] if word.isidentifier()]
-        near = did_you_mean(split, available)
-        return UserError(f"{where}: no split '{split}' ({reason}).{near} Map it: data.splits: {{{split}: ...}}")
     return UserError(
         f"{where}: the hub data set could not be read ({reason}). Check the name, log in if it is gated, go online, "
         "or save its rows as a jsonl file and give that, or give --data-root DIR for a named task"

@@ -6,7 +6,8 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from uq4ct import tasks
 from uq4ct.data.config import DataConfig
 from uq4ct.data.files import SUFFIXES, RawRow, read_rows
 from uq4ct.data.hub import read_hub, splits_in
-from uq4ct.data.rows import ReadRows, Rejected, normal, read_questions
+from uq4ct.data.rows import ReadRows, Rejected, normal, printable, read_questions
 from uq4ct.data.splits import split_calibration
 from uq4ct.errors import UserError, did_you_mean
 from uq4ct.manifest import sha256
@@ -89,7 +90,13 @@ def load(
     other files use of its columns what they have. ``need_answers`` False lets answers be unknown.
     Raises UserError listing every bad row, NoData when a task has no such file.
     """
-    name, config = str(source), config or DataConfig()
+    with _printable_problems():
+        return _load(str(source), split, root, config or DataConfig(), training, need_answers)
+
+
+def _load(
+    name: str, split: str | None, root: str | Path, config: DataConfig, training: bool, need_answers: bool
+) -> QuestionSet:
     plain, _, revision = name.partition("@")
     if plain in tasks.names():
         task = tasks.get(plain)
@@ -112,9 +119,19 @@ def load(
 
 def read_file(path: str | Path, *, config: DataConfig | None = None, require_answers: bool = True) -> QuestionSet:
     """Read one file of questions, as ``load`` does, but never take the name for a task or a hub id."""
-    if not Path(path).is_file():
-        raise UserError(f"{path}: {'a folder, expected a file' if Path(path).is_dir() else 'no such file'}")
-    return _load_file(Path(path), None, config or DataConfig(), training=False, need_answers=require_answers)
+    with _printable_problems():
+        if not Path(path).is_file():
+            raise UserError(f"{path}: {'a folder, expected a file' if Path(path).is_dir() else 'no such file'}")
+        return _load_file(Path(path), None, config or DataConfig(), training=False, need_answers=require_answers)
+
+
+@contextmanager
+def _printable_problems() -> Iterator[None]:
+    """Escape control characters in what is shown: the text of a data set must not steer the terminal."""
+    try:
+        yield
+    except UserError as error:
+        raise type(error)([printable(problem) for problem in error.problems]) from error.__cause__
 
 
 def calibration_split(

@@ -95,7 +95,7 @@ def read_questions(
         notes.append(f"{source}: {_rows(len(rows) - len(kept))} left out that the data set's authors did not validate")
     if rejected:
         notes.append(f"{source}: {_rows(len(rejected))} of {len(drafts)} bad and set aside")
-    return ReadRows(questions, rejected, (*notes, *_remarks(questions, source)))
+    return ReadRows(questions, rejected, tuple(map(printable, (*notes, *_remarks(questions, source)))))
 
 
 def _layout(
@@ -352,6 +352,17 @@ def _digest(*texts: str) -> str:
 def normal(text: str) -> str:
     """Return the form in which texts are compared: NFC, without outer white space."""
     return unicodedata.normalize("NFC", text).strip()
+
+
+def printable(text: str) -> str:
+    r"""Return a text with control characters, half surrogates and the like written out.
+
+    >>> printable("a\x1b[31m")
+    'a\\x1b[31m'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def _listing(rejected: Sequence[Rejected], total: int, source: str) -> list[str]:
