@@ -162,6 +162,11 @@ def test_confidence_built_from_rescaled_weights_is_refused_because_it_trains_not
         functional_uncertainty([routing, routing._replace(kept=routing.weights)], mask)
 
 
+def test_a_nan_in_the_routing_is_not_mistaken_for_rescaling():
+    routing, mask = route(torch.full((1, 2, 4), torch.nan), 2), torch.ones(1, 2, dtype=torch.bool)
+    assert functional_uncertainty([routing], mask).isnan().all()
+
+
 def test_keeping_every_expert_gives_confidence_one_and_is_not_mistaken_for_rescaling():
     routing, mask = route(torch.randn(2, 3, 4), 4), torch.ones(2, 3, dtype=torch.bool)
     torch.testing.assert_close(functional_uncertainty([routing], mask), torch.ones(2))

@@ -36,7 +36,9 @@ def mixture(seed: int = 0, dtype: torch.dtype = torch.float32, dropout: float = 
         router_init_range=0.5,
         **options,
     )
-    model = peft.get_peft_model(llama(seed, dtype), config, autocast_adapter_dtype=False)
+    base = llama(dtype=dtype)  # always the same one; the seed is the adapter's
+    transformers.set_seed(seed)
+    model = peft.get_peft_model(base, config, autocast_adapter_dtype=False)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

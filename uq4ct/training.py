@@ -41,7 +41,7 @@ from uq4ct.checkpoints import (
     to_stderr,
 )
 from uq4ct.errors import UserError
-from uq4ct.losses.answer import answer_loss
+from uq4ct.losses.answer import answer_loss, is_correct
 from uq4ct.losses.balance import expert_counts, load_entropy
 from uq4ct.losses.objective import Objective, Terms
 from uq4ct.manifest import verify_manifest
@@ -88,9 +88,13 @@ class CalibratedTrainer(transformers.Trainer):
     ``Interrupted`` while training. Needs one process per GPU (``torchrun``): DataParallel is never used.
     """
 
-    loss_is_scaled_for_ga = (
-        True  # our terms are normalised over the whole effective batch; Trainer must not divide again
-    )
+    loss_is_scaled_for_ga = True  # our terms are normalised over the whole effective batch already
+
+    # sums of MEASURES and of examples: of this update, and of all updates since the last log; tokens of each expert
+    _update: Tensor
+    _window: Tensor
+    _load: Tensor
+    _experts: list[int]
 
     def __init__(
         self,
@@ -241,7 +245,8 @@ class CalibratedTrainer(transformers.Trainer):
         return logs
 
     def _forget(self) -> None:
-        self._update = self._window = torch.zeros(len(MEASURES) + 1, dtype=torch.float64, device=self.args.device)
+        self._update = torch.zeros(len(MEASURES) + 1, dtype=torch.float64, device=self.args.device)
+        self._window = torch.zeros_like(self._update)
         self._load = torch.zeros((), dtype=torch.float64, device=self.args.device)
         self._experts = []
         self._beta = 0.0

@@ -98,9 +98,10 @@ def schedule(kind: Schedule, step: int) -> float:
 
 def _require_unscaled(layer: LayerRouting, number: int) -> None:
     # k = N keeps everything and sums to 1 rightly, so the sum proves nothing: compare with the probabilities themselves
+    # (and say so only of numbers: a NaN is reported as what it is, by whoever watches the loss)
     kept, probabilities = layer.kept.detach(), layer.probabilities.detach()
     require(
-        ((kept == 0) | ((kept - probabilities).abs() <= 1e-5)).all(),
+        ~((kept != 0) & ((kept - probabilities).abs() > 1e-5)).any(),
         f"FEU needs the kept probabilities themselves (R in Eq. 9), but layer {number} has rescaled ones, whose sum is "
         "always 1 and trains nothing; pass LayerRouting.kept as the router recorded it",
     )
