@@ -53,6 +53,10 @@ def zeroed(path: Path) -> None:
     path.write_bytes(bytes(path.stat().st_size))
 
 
+def cut_in_half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
 def of_another_step(path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"step 2", b"step 7"))
 
@@ -69,13 +73,12 @@ def test_a_damaged_file_is_named_and_the_checkpoint_before_is_used(tmp_path, nam
     assert line.startswith(f"{newer}: not used, it is damaged: {newer / name}: ")
 
 
-@pytest.mark.parametrize("damage", [empty, truncated, one_bit_flipped, zeroed])
+@pytest.mark.parametrize("damage", [empty, cut_in_half, zeroed])
 def test_a_damaged_manifest_is_named(tmp_path, damage):
     older, newer, said = write(tmp_path, 1), write(tmp_path, 2), []
     damage(newer / MANIFEST)
-    assert last_good_checkpoint(tmp_path, said.append) in (older, newer)  # a flipped bit may fall where nothing is said
-    if damage is not one_bit_flipped:
-        assert said[0].startswith(f"{newer}: not used, it is damaged: {newer / MANIFEST}")
+    assert last_good_checkpoint(tmp_path, said.append) == older
+    assert said[0].startswith(f"{newer}: not used, it is damaged: {newer / MANIFEST}")
 
 
 def test_one_without_a_manifest_was_never_finished_and_is_ignored_with_a_line(tmp_path):
