@@ -938,7 +938,7 @@ def survives(path: Path, content: bytes) -> None:
             problems, questions = found.notes, found.questions
         except UserError as error:
             problems, questions = error.problems, ()
-            assert problems, "an error without a sentence"  # noqa: PT017
+            assert problems, "an error without a sentence"
         assert all(problem.isprintable() for problem in problems)
         assert all(2 <= len(question.choices) <= 26 for question in questions)
 
