@@ -11,13 +11,9 @@ import copy
 import dataclasses
 import functools
 import math
-import os
 import signal
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -41,16 +37,16 @@ from uq4ct.checkpoints import (
     to_stderr,
 )
 from uq4ct.errors import UserError
+from uq4ct.interruption import Interrupted, StopSignal
 from uq4ct.losses.answer import answer_loss, is_correct
-from uq4ct.losses.balance import expert_counts, load_entropy
-from uq4ct.losses.objective import Objective, Terms
+from uq4ct.losses.objective import Objective
 from uq4ct.manifest import verify_manifest
-from uq4ct.scoring import Example, Scores, check_lengths, collate, score, score_all, uq4ct_loss
+from uq4ct.scoring import Example, check_lengths, collate, score, score_all, uq4ct_loss
+from uq4ct.watching import ProgressLines, Tally
 
 __all__ = ["CalibratedTrainer", "Diverged", "Interrupted", "uq4ct_loss"]
 
 T = TypeVar("T")
-MEASURES = ("ce", "balance", "calibration", "accuracy", "feu")
 
 
 class Diverged(UserError):
@@ -64,14 +60,6 @@ class Diverged(UserError):
             f"step {step}{examples}: {term} is {value}; training stopped, {kept}. Lower the learning rate, clip "
             "gradients (max_grad_norm) or train in float32 or bfloat16"
         )
-
-
-class Interrupted(SystemExit):
-    """A signal ended training after a whole update was saved; leaves with 128 + signal (130, 143) unless caught."""
-
-    def __init__(self, signum: int, checkpoint: Path):
-        self.signal, self.checkpoint = signum, checkpoint
-        super().__init__(128 + signum)
 
 
 class CalibratedTrainer(transformers.Trainer):
@@ -90,15 +78,9 @@ class CalibratedTrainer(transformers.Trainer):
 
     loss_is_scaled_for_ga = True  # our terms are normalised over the whole effective batch already
 
-    # sums of MEASURES and of examples: of this update, and of all updates since the last log; tokens of each expert
-    _update: Tensor
-    _window: Tensor
-    _load: Tensor
-    _experts: list[int]
-
     def __init__(
         self,
-        model: Any = None,
+        model: nn.Module,
         args: transformers.TrainingArguments | None = None,
         train_dataset: Sequence[Example] | None = None,
         eval_dataset: Sequence[Example] | None = None,
@@ -125,10 +107,11 @@ class CalibratedTrainer(transformers.Trainer):
             check_lengths(model, train_dataset)
         options.setdefault("data_collator", functools.partial(collate, pad_token_id=self.pad_token_id))
         super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **options)
-        self._signal = 0  # what this process received
-        self._stopping = 0  # what all processes agreed on
+        self._tally = Tally(self.args.device)
+        self._stop = StopSignal()
+        self._stopping = 0  # the signal that all processes agreed to follow
         self._rows: list[int] = []
-        self._forget()
+        self._saved = -1
         self.add_callback(_Hooks(self))
         if self.args.disable_tqdm:
             self.remove_callback(transformers.PrinterCallback)
@@ -186,11 +169,10 @@ class CalibratedTrainer(transformers.Trainer):
         answer = torch.where(real, terms.answer, 0.0).sum()
         calibration = zero if terms.calibration is None else torch.where(real, terms.calibration, 0.0).sum()
         balance = zero if terms.balance is None else terms.balance * micro_step_examples
-        self._note(terms, scores, real, answer.detach(), balance.detach(), calibration.detach())
-        loss = self.objective.combine(answer, balance, calibration, self.state.global_step) / cast(
-            Tensor, num_items_in_batch
-        )
-        loss = loss * self.args.world_size  # data parallelism averages gradients over processes; we need their sum
+        self._tally.add((answer, balance, calibration), terms, scores, real)
+        loss = self.objective.combine(answer, balance, calibration, self.state.global_step)
+        # data parallelism averages gradients over processes, we need their sum
+        loss = loss * self.args.world_size / cast(Tensor, num_items_in_batch)
         return (loss, scores) if return_outputs else loss
 
     def evaluate(
@@ -217,39 +199,11 @@ class CalibratedTrainer(transformers.Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the terms, accuracy, FEU, beta and expert load of all examples since the last log, over all processes."""
-        if "loss" in logs:
-            logs = {**logs, **self._window_means()}
+        if "loss" in logs and (means := self._tally.means(self._sum_over_ranks)):
+            logs = {**logs, **means}
+            if "feu" in means:
+                logs["beta"] = self.objective.beta(self.state.global_step - 1)  # of the last update
         super().log(logs, start_time)
-
-    def _note(self, terms: Terms, scores: Scores, real: Tensor, *losses: Tensor) -> None:
-        answer, balance, calibration = losses
-        correct = (terms.correct & real).sum()
-        feu = answer.new_zeros(()) if terms.feu is None else torch.where(real, terms.feu, 0.0).sum()
-        sums = torch.stack([answer, balance, calibration, correct.to(answer.dtype), feu, real.sum().to(answer.dtype)])
-        self._update = self._update + sums.double()
-        self._beta = self.objective.beta(self.state.global_step)
-        if scores.routing:
-            load = expert_counts(scores.routing, scores.routing_mask & real[:, None])
-            self._experts = [len(layer) for layer in load]
-            self._load = self._load + torch.cat(load).double()
-
-    def _window_means(self) -> dict[str, float]:
-        *sums, examples = self._sum_over_ranks(self._window).tolist()
-        logs = {name: value / examples for name, value in zip(MEASURES, sums, strict=True)}
-        if self._experts:
-            load = self._sum_over_ranks(self._load).cpu().split(self._experts)
-            logs |= {"beta": self._beta, "expert_load_entropy": load_entropy(load)}
-        else:
-            logs = {name: logs[name] for name in ("ce", "accuracy")}
-        self._forget()
-        return logs
-
-    def _forget(self) -> None:
-        self._update = torch.zeros(len(MEASURES) + 1, dtype=torch.float64, device=self.args.device)
-        self._window = torch.zeros_like(self._update)
-        self._load = torch.zeros((), dtype=torch.float64, device=self.args.device)
-        self._experts = []
-        self._beta = 0.0
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         # Trainer asks for the norm once per update, after the last backward and before the optimizer's step: the one
@@ -260,13 +214,12 @@ class CalibratedTrainer(transformers.Trainer):
 
     def _check_update(self, grad_norm: Any) -> None:
         """Stop on NaN or infinity, and agree with the other processes whether a signal asks to stop."""
-        asked = torch.tensor([float(self._signal)], dtype=torch.float64)
-        norm = torch.as_tensor(grad_norm, dtype=torch.float64)
-        known = torch.cat([self._update[:3], norm.reshape(1).to(self.args.device), asked.to(self.args.device)])
-        *values, asked_to_stop = self._sum_over_ranks(known).tolist()
-        self._window, self._update = self._window + self._update, torch.zeros_like(self._update)
+        norm = torch.as_tensor(grad_norm).to(**self._tally.options).reshape(1)
+        asked = torch.tensor([self._stop.received], **self._tally.options)
+        *values, asked_to_stop = self._sum_over_ranks(torch.cat([self._tally.update[:3], norm, asked])).tolist()
+        self._tally.end_update()
         if asked_to_stop:
-            self._stopping = self._signal or signal.SIGTERM
+            self._stopping = self._stop.received or signal.SIGTERM
         scaler = getattr(self.accelerator, "scaler", None)  # float16: the scaler skips an update that overflows
         names = ("cross entropy", "load balance", "calibration", "gradient norm")[: 3 if scaler is not None else 4]
         for term, value in zip(names, values, strict=False):
@@ -298,15 +251,19 @@ class CalibratedTrainer(transformers.Trainer):
         checkpoint = self._on_main_process(lambda: self._find_checkpoint(resume_from_checkpoint))
         if checkpoint is not None and (finished := self._finished(checkpoint)):
             return finished
-        with self._listening():
+        self._stopping, self._saved = 0, -1
+        with self._stop:
             output = super().train(str(checkpoint) if checkpoint else None, *args, **options)
         self._check_weights()
         if self._stopping:
-            stopped, self._signal, self._stopping = self._stopping, 0, 0
-            raise Interrupted(stopped, self._folder / f"checkpoint-{self.state.global_step}")
+            raise Interrupted(self._stopping, self._folder / f"checkpoint-{self.state.global_step}")
+        if self._stop.received:  # it came when there was no update left to stop: let it do what it does outside
+            signal.raise_signal(self._stop.received)
         return output
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if self._saved == self.state.global_step:  # asked for twice, e.g. by a signal and by the end of an epoch
+            return
         self._check_weights()
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         if self.is_world_process_zero():
@@ -317,6 +274,7 @@ class CalibratedTrainer(transformers.Trainer):
         if self.is_world_process_zero():
             seal(folder, {**self._facts, **self._notes})
             keep_newest(folder, self.checkpoints_to_keep, self.state.best_model_checkpoint)
+        self._saved = self.state.global_step
 
     def _find_checkpoint(self, wanted: Any) -> Path | None:
         folder = self._folder
@@ -385,25 +343,6 @@ class CalibratedTrainer(transformers.Trainer):
     def _shuffled(self) -> bool:
         return getattr(self.args, "train_sampling_strategy", "random") == "random"
 
-    @contextmanager
-    def _listening(self) -> Iterator[None]:
-        """Turn SIGTERM and SIGINT into a stop after the current update; the main thread alone may do so."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {signum: signal.signal(signum, self._on_signal) for signum in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
-
-    def _on_signal(self, signum: int, frame: Any) -> None:
-        if self._signal:
-            os._exit(128 + signum)
-        self._signal = signum
-        os.write(2, b"\nstopping: this update is finished and saved first; signal again to stop at once\n")
-
     # ---- processes
 
     def _sum_over_ranks(self, values: Tensor) -> Tensor:
@@ -425,35 +364,6 @@ class CalibratedTrainer(transformers.Trainer):
         if outcome[1] is not None:
             raise outcome[1]
         return outcome[0]
-
-
-class ProgressLines(transformers.TrainerCallback):
-    """Print a line with step, losses and time left now and then, for logs that are not a terminal."""
-
-    def __init__(self, seconds: float = 30.0):
-        self.seconds = seconds
-        self.last: Mapping[str, float] = {}
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Start the clock."""
-        self.began = self.printed = time.monotonic()
-        self.first = state.global_step
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Remember the latest losses."""
-        if logs and "loss" in logs:
-            self.last = logs
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Print, unless a line was printed less than ``seconds`` ago."""
-        now = time.monotonic()
-        last = state.global_step >= state.max_steps
-        if not state.is_world_process_zero or not (last or now - self.printed >= self.seconds):
-            return
-        self.printed = now
-        left = (now - self.began) / (state.global_step - self.first) * (state.max_steps - state.global_step)
-        losses = "".join(f", {name} {self.last[name]:.4g}" for name in ("loss", *MEASURES) if name in self.last)
-        to_stderr(f"step {state.global_step} of {state.max_steps}, {_clock(left)} left{losses}")
 
 
 class _Hooks(transformers.TrainerCallback):
@@ -499,8 +409,3 @@ def _own_arguments(args: transformers.TrainingArguments) -> tuple[transformers.T
     args.save_total_limit = None  # Trainer would delete an old checkpoint before the new one is sealed
     args.disable_tqdm = args.disable_tqdm or not sys.stderr.isatty()
     return args, keep
-
-
-def _clock(seconds: float) -> str:
-    hours, minutes = divmod(round(seconds) // 60, 60)
-    return f"{hours:d}:{minutes:02d}:{round(seconds) % 60:02d}"
