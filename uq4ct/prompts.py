@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from string import ascii_uppercase
 from typing import Any, Literal
 
@@ -155,6 +154,7 @@ class Encoder:
                 f"prompt.pack: chat needs a tokenizer with a chat template, and that of {_name(tokenizer)} has none; "
                 "use prompt.pack: plain"
             )
+        self._template = _undated(tokenizer.get_chat_template()) if self.config.pack == "chat" else None
         self.pad_token_id = _pad_token_id(tokenizer)
         self._start = _start_ids(tokenizer)
         self.letters: dict[str, int] = {}
@@ -182,8 +182,14 @@ class Encoder:
         text = self.pack.render(question)
         if self.config.pack != "chat":
             return text
+        # A prompt must not change overnight, and the answer must come right after it: no date of today, no thoughts.
         return self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True, **_FIXED_TEMPLATE_OPTIONS
+            [{"role": "user", "content": text}],
+            chat_template=self._template,
+            tokenize=False,
+            add_generation_prompt=True,
+            date_string=_DATE,
+            enable_thinking=False,
         )
 
     def encode(self, question: Question, max_length: int | None = None) -> dict[str, Any]:
@@ -387,15 +393,15 @@ class Encoder:
         return examples
 
 
-# Some templates print today's date or open a block for thoughts: a prompt must not change overnight, and the answer
-# must come right after it.
-_FIXED_TEMPLATE_OPTIONS: dict[str, Any] = {
-    "enable_thinking": False,
-    "date_string": "26 Jul 2024",
-    "strftime_now": lambda pattern: datetime(2024, 7, 26).strftime(pattern),
-}
+_DATE = "26 Jul 2024"  # what Llama's template writes where it is given none
 _PROBLEMS_SHOWN = 20
 _CUT_TOLERANCE = 16  # characters of context that may be given up to save tokenisations
+
+
+def _undated(template: str) -> str:
+    """Return a chat template that writes a fixed date where it would write today's."""
+    macro = f"{{%- macro strftime_now(pattern) -%}}{_DATE}{{%- endmacro -%}}"
+    return macro + template if "strftime_now" in template else template
 
 
 def _answer(question: Question) -> int:
