@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import jaxtyped
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from uq4ct.adapters import mixture
 from uq4ct.adapters.mixture import FeedForward, LowRank, Projection
@@ -299,6 +300,16 @@ def test_all_experts_share_one_dropout_mask():
     case.router, case.experts = case.router[:1], 1
     torch.manual_seed(1)
     torch.testing.assert_close(case.mixture(1, "rescaled", dropout=0.5), two)
+
+
+@pytest.mark.parametrize("mixing", ["rescaled", "raw"])
+def test_no_value_is_read_on_the_host(mixing):
+    """Fake tensors have no values: a loop over the experts in use, or an index search, would fail on them."""
+    with FakeTensorMode():
+        case = Case("gated", experts=4)
+        assert case.mixture(2, mixing, dropout=0.1).shape == (2, 5, WIDTH)
+        with pytest.raises(DataDependentOutputException):
+            case.router.argmax().item()
 
 
 def test_weights_are_a_property_of_the_kept_probabilities():

@@ -138,8 +138,8 @@ def ffn_mixture(
     adapter_input = drop(hidden, dropout)
     bottlenecks = [None if p.experts is None else _project(adapter_input, p.experts.A, scaling) for p in ffn.inputs]
 
-    mixed: Any = 0.0
-    adapted: Any = 0.0
+    mixed: Any = None
+    adapted: Any = None
     keep = None
     if mixing == "raw":
         mixed = (1 - gates.sum(dim=-1, keepdim=True)) * ffn.activate(base)
@@ -152,12 +152,13 @@ def ffn_mixture(
                 for pre, p, bottleneck in zip(base, ffn.inputs, bottlenecks, strict=True)
             ]
         )
-        mixed = mixed + gate * activation
+        mixed = _plus(mixed, gate * activation)
         if ffn.down.experts is not None:
             if dropout:
                 keep = drop(torch.ones_like(activation), dropout) if keep is None else keep
                 activation = activation * keep
-            adapted = adapted + _per_expert(_project(activation, ffn.down.experts.A, scaling), gate * chosen)
+            bottleneck = _project(activation, ffn.down.experts.A, scaling)
+            adapted = _plus(adapted, _per_expert(bottleneck, gate * chosen))
 
     output = ffn.down.base(mixed.to(base[0].dtype))
     return output if ffn.down.experts is None else add(output, F.linear(adapted, ffn.down.experts.B))
@@ -167,6 +168,10 @@ def _adapted(pre: Tensor, projection: Projection, bottleneck: Tensor | None, cho
     if projection.experts is None or bottleneck is None:
         return pre
     return add(pre, F.linear(_per_expert(bottleneck, chosen), projection.experts.B))
+
+
+def _plus(total: Tensor | None, term: Tensor) -> Tensor:
+    return term if total is None else total + term
 
 
 def drop(x: Tensor, probability: float) -> Tensor:
