@@ -18,6 +18,7 @@ from uq4ct import predictions
 from uq4ct.errors import UserError
 from uq4ct.manifest import write_json, write_manifest
 from uq4ct.metrics import summarize
+from uq4ct.posthoc.abstain import AbstainRule
 from uq4ct.report import build_report, table
 
 TASKS = {"tiny": 0.0, "tiny-near": 0.06, "tiny-far": 0.16, "tiny-unanswerable": 0.45}
@@ -74,6 +75,7 @@ def make_run(folder: Path, method: str, n: int, tasks: dict[str, float] = TASKS,
         rows = made_rows(n, shift, weakness, sharpness, router, method)
         predictions.write(place / "predictions.jsonl", rows)
         metrics = {"task": task, "split": "test", "method": method, "seed": 1, **summarize(rows, resamples=resamples)}
+        metrics["data"] = {"path": f"{task}.jsonl", "sha256": "5d41402abc4b2a76b9719d911017c592"}
         write_json(place / "metrics.json", metrics)
         write_manifest(place)
     facts = {"method": method, "seed": 1, "task": "tiny", "n": 540, "passes": 1, "seconds": 47.3, "notes": ["a note"]}
@@ -84,6 +86,8 @@ def make_run(folder: Path, method: str, n: int, tasks: dict[str, float] = TASKS,
     }
     write_json(folder / "uq4ct.json", facts)
     write_json(folder / "environment.json", {"uq4ct": "0.1.0", "device": "cpu", "packages": {"torch": "2.13"}})
+    if method == "uq4ct":
+        AbstainRule(0.7, 0.85, 0.95, n=60, kept=40, accuracy=0.9).save(folder / "abstain.json")
     generator = np.random.default_rng(5)
     log = []
     for step in range(10, 210, 10):
@@ -162,6 +166,8 @@ def test_a_report_has_every_section_and_figure_of_its_runs(page: str) -> None:
         "47 s",
         "contradicted",
         "3f2a9c",
+        "at least 85 % right",
+        "5d41402abc4b2a76",
         "no miscalibration seen|confident",
     ):
         assert re.search(words, text), words

@@ -53,7 +53,7 @@ def reliability(bins: Sequence[Mapping[str, Any]], series: int, title: str) -> M
     colour = SERIES[series % len(SERIES)]
 
     def plot(figure: Figure) -> None:
-        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1], gridspec_kw={"hspace": 0.06})
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1], gridspec_kw={"hspace": 0.16})
         top.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)), zorder=1)
         bars = [(row["lower"], 0.0, row["upper"], row["accuracy"]) for row in full]
         bands = [(row["lower"], row["null_low"], row["upper"], row["null_high"]) for row in full]
@@ -66,7 +66,7 @@ def reliability(bins: Sequence[Mapping[str, Any]], series: int, title: str) -> M
         top.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
         _counts(bottom, full, colour)
 
-    return _svg(plot, (3.3, 3.6), title)
+    return _svg(plot, (2.8, 3.15), title)
 
 
 def _counts(axes: Axes, full: Sequence[Mapping[str, Any]], colour: str) -> None:
@@ -80,7 +80,7 @@ def _counts(axes: Axes, full: Sequence[Mapping[str, Any]], colour: str) -> None:
             textcoords="offset points",
             ha="center",
             va="bottom",
-            fontsize=5.2,
+            fontsize=4.8,
             color=MUTED,
         )
     axes.set(ylim=(0, most * 1.3), xlabel="confidence", yticks=[])
@@ -114,7 +114,7 @@ def risk_coverage(curves: Sequence[tuple[int, np.ndarray, np.ndarray]], title: s
         axes.grid(axis="y", color=RULE, linewidth=0.5)
         axes.set_axisbelow(True)
 
-    return _svg(plot, (4.6, 2.9), title)
+    return _svg(plot, (4.2, 2.7), title, left=0.5)
 
 
 def right_and_wrong(
@@ -137,7 +137,7 @@ def right_and_wrong(
         axes.locator_params(axis="y", nbins=5, integer=True)
         axes.spines["bottom"].set_visible(False)
 
-    return _svg(plot, (3.3, 2.1), title)
+    return _svg(plot, (2.8, 1.9), title)
 
 
 def training_curve(steps: Sequence[float], values: Sequence[float], series: int, title: str) -> Markup:
@@ -152,14 +152,16 @@ def training_curve(steps: Sequence[float], values: Sequence[float], series: int,
     return _svg(plot, (2.3, 1.6), title)
 
 
-def _svg(plot: Callable[[Figure], None], size: tuple[float, float], title: str) -> Markup:
-    """Render a plot as SVG that takes its colours and its font from the page."""
+def _svg(plot: Callable[[Figure], None], size: tuple[float, float], title: str, left: float = 0.42) -> Markup:
+    """Render a plot as SVG that takes its colours and its font from the page; sizes are in inches."""
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": title}):
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=size)
         plot(figure)
+        width, height = size
+        figure.subplots_adjust(left=left / width, right=1 - 0.14 / width, bottom=0.38 / height, top=1 - 0.1 / height)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     return Markup(_for_the_page(buffer.getvalue(), title))

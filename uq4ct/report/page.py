@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ CURVES = {
     "expert_load_entropy": "evenness of the expert load",
 }
 MISTAKES = 3
+# calibration right after accuracy: on a phone the first columns are what is seen
+VERDICT = tuple(sorted(COLUMNS, key=lambda column: {"accuracy": 0, "ece": 1}.get(column.key, 2)))
 
 
 def render(material: Material, title: str | None = None) -> str:
@@ -49,7 +51,9 @@ def render(material: Material, title: str | None = None) -> str:
         settings=_settings(material.evaluations[0].metrics),
         tasks=tasks,
         runs=runs,
-        has={key: any(task[key] for task in tasks) for key in ("feu", "truth", "strata", "answered", "mistakes")}
+        has={
+            key: any(task[key] for task in tasks) for key in ("feu", "truth", "strata", "answered", "mistakes", "data")
+        }
         | {key: any(run[key] for run in runs) for key in ("curves", "load")},
     )
 
@@ -58,8 +62,7 @@ def _task(task: str, evaluations: Sequence[Evaluation], series: Mapping[str, int
     first = evaluations[0].metrics
     return {
         "name": task,
-        "anchor": f"task-{abs(hash_of(task))}",
-        "n": _listed(sorted({str(evaluation.metrics["n"]) for evaluation in evaluations})),
+        "n": _listed(sorted({_count(evaluation.metrics["n"]) for evaluation in evaluations})),
         "unlabelled": first.get("unlabelled") or 0,
         "split": first.get("split"),
         "chance": percent(first["chance"]) if first.get("chance") else None,
@@ -78,16 +81,14 @@ def _task(task: str, evaluations: Sequence[Evaluation], series: Mapping[str, int
         "risk": _risk(task, evaluations, series),
         "spread": [_spread(task, evaluation) for evaluation in evaluations],
         "feu": [_feu(task, evaluation) for evaluation in evaluations if evaluation.answers.feu is not None],
-        "truth": [_truth(evaluation) for evaluation in evaluations if evaluation.metrics.get("truth_gap") is not None],
-        "strata": _strata(evaluations),
-        "answered": [_answered(evaluation) for evaluation in evaluations if _abstains(evaluation)],
+        "truth": [
+            _truth(evaluation, series) for evaluation in evaluations if evaluation.metrics.get("truth_gap") is not None
+        ],
+        "strata": _strata(evaluations, series),
+        "data": [_data(evaluation) for evaluation in evaluations if evaluation.metrics.get("data")],
+        "answered": [_answered(evaluation, series) for evaluation in evaluations if _abstains(evaluation)],
         "mistakes": [entry for evaluation in evaluations if (entry := _mistakes(evaluation))["rows"]],
     }
-
-
-def hash_of(text: str) -> int:
-    """Return a number for an anchor that is the same in every process."""
-    return int.from_bytes(text.encode(), "big") % 999_983
 
 
 # ---------------------------------------------------------------------------------------------------------- the verdict
@@ -95,18 +96,18 @@ def hash_of(text: str) -> int:
 
 def _verdict(evaluations: Sequence[Evaluation], series: Mapping[str, int]) -> dict[str, Any]:
     scale = max(_reach(evaluation.metrics) for evaluation in evaluations)
-    best = {column.key: _best(column, evaluations) for column in COLUMNS}
+    best = {column.key: _best(column, evaluations) for column in VERDICT}
     rows = [
         {
             "label": evaluation.label,
             "series": series[evaluation.label],
-            "cells": [_cell(column, evaluation.metrics, best[column.key]) for column in COLUMNS],
+            "cells": [_cell(column, evaluation.metrics, best[column.key]) for column in VERDICT],
             "strip": _strip(evaluation.metrics, scale),
             "words": _verdict_words(evaluation.metrics),
         }
         for evaluation in evaluations
     ]
-    return {"columns": [column.title for column in COLUMNS], "rows": rows, "scale": percent(scale)}
+    return {"columns": [column.title for column in VERDICT], "rows": rows, "scale": percent(scale)}
 
 
 def _reach(metrics: Json) -> float:
@@ -123,13 +124,16 @@ def _best(column: Column, evaluations: Sequence[Evaluation]) -> str | None:
 
 
 def _cell(column: Column, metrics: Json, best: str | None) -> dict[str, Any]:
-    value = metrics.get(column.key)
+    cell = _number(metrics, column.key, column.show)
+    return {**cell, "best": cell["value"] == best}
+
+
+def _number(metrics: Json, key: str, show: Callable[[float], str]) -> dict[str, str]:
+    """Print a metric and its interval; a dash and the reason where it is undefined."""
+    value, ends = metrics.get(key), (metrics.get("intervals") or {}).get(key)
     if value is None:
-        return {"value": "–", "interval": (metrics.get("reasons") or {}).get(column.key, ""), "best": False}
-    ends = (metrics.get("intervals") or {}).get(column.key)
-    shown = column.show(value)
-    interval = f"{column.show(ends[0])} – {column.show(ends[1])}" if ends else ""
-    return {"value": shown, "interval": interval, "best": shown == best}
+        return {"value": "–", "interval": (metrics.get("reasons") or {}).get(key, "")}
+    return {"value": show(value), "interval": f"{show(ends[0])} – {show(ends[1])}" if ends else ""}
 
 
 def _strip(metrics: Json, scale: float) -> dict[str, float]:
@@ -169,24 +173,15 @@ def _risk(task: str, evaluations: Sequence[Evaluation], series: Mapping[str, int
         {
             "label": evaluation.label,
             "series": series[evaluation.label],
-            "cells": [_with_interval(evaluation.metrics, key, decimals) for key in ("auroc", "aurc")]
+            "cells": [_number(evaluation.metrics, key, decimals) for key in ("auroc", "aurc")]
             + [
-                percent(value)
-                if (value := (evaluation.metrics.get("accuracy_at_coverage") or {}).get(at)) is not None
-                else "–"
+                _number(evaluation.metrics.get("accuracy_at_coverage") or {}, at, percent)
                 for at in ("0.5", "0.8", "0.9")
             ],
         }
         for evaluation in evaluations
     ]
     return {"figure": figures.risk_coverage(curves, f"Risk-coverage curves on {task}"), "rows": rows}
-
-
-def _with_interval(metrics: Json, key: str, show: Any) -> str:
-    value, ends = metrics.get(key), (metrics.get("intervals") or {}).get(key)
-    if value is None:
-        return "–"
-    return f"{show(value)} ({show(ends[0])} – {show(ends[1])})" if ends else show(value)
 
 
 def _spread(task: str, evaluation: Evaluation) -> dict[str, Any]:
@@ -211,7 +206,7 @@ def _feu(task: str, evaluation: Evaluation) -> dict[str, Any]:
     return {
         "label": evaluation.label,
         "figure": figures.right_and_wrong(answers.feu, answers.correct, "FEU", limits, title),
-        "cells": [_with_interval(metrics, key, decimals) for key in ("feu", "feu_auroc", "auroc")],
+        "cells": [_number(metrics, key, decimals) for key in ("feu", "feu_auroc", "auroc")],
     }
 
 
@@ -222,37 +217,46 @@ def _mean(values: np.ndarray) -> str:
 # ---------------------------------------------------------------------------------------- truth, abstaining, mistakes
 
 
-def _truth(evaluation: Evaluation) -> dict[str, Any]:
+def _truth(evaluation: Evaluation, series: Mapping[str, int]) -> dict[str, Any]:
     metrics = evaluation.metrics
-    cells = [_with_interval(metrics, "truth_gap", percent), _with_interval(metrics, "excess_log_loss", decimals)]
-    return {"label": evaluation.label, "cells": cells}
+    cells = [_number(metrics, "truth_gap", percent), _number(metrics, "excess_log_loss", decimals)]
+    return {"label": evaluation.label, "series": series[evaluation.label], "cells": cells}
 
 
-def _strata(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
-    rows = []
-    names = dict.fromkeys(name for evaluation in evaluations for name in evaluation.metrics.get("strata") or {})
-    for name in names:
-        for evaluation in evaluations:
-            stratum = (evaluation.metrics.get("strata") or {}).get(name)
-            if stratum:
-                keys = {"accuracy": percent, "truth": percent, "confidence": percent, "feu": decimals}
-                cells = ["–" if (value := stratum.get(key)) is None else show(value) for key, show in keys.items()]
-                rows.append({"stratum": name, "label": evaluation.label, "n": stratum["n"], "cells": cells})
-    return rows if len(names) > 1 or any(names) else []
+def _strata(evaluations: Sequence[Evaluation], series: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Return one row per stratum and method; the first of a stratum spans the others."""
+    keys = {"accuracy": percent, "truth": percent, "confidence": percent, "feu": decimals}
+    rows: list[dict[str, Any]] = []
+    for name in dict.fromkeys(name for evaluation in evaluations for name in evaluation.metrics.get("strata") or {}):
+        having = [evaluation for evaluation in evaluations if name in (evaluation.metrics.get("strata") or {})]
+        for place, evaluation in enumerate(having):
+            stratum = evaluation.metrics["strata"][name]
+            rows.append(
+                {
+                    "stratum": name,
+                    "span": 0 if place else len(having),
+                    "label": evaluation.label,
+                    "series": series[evaluation.label],
+                    "n": stratum["n"],
+                    "cells": [_number(stratum, key, show)["value"] for key, show in keys.items()],
+                }
+            )
+    return rows
 
 
 def _abstains(evaluation: Evaluation) -> bool:
     return (evaluation.metrics.get("answered") or {"coverage": 1})["coverage"] < 1
 
 
-def _answered(evaluation: Evaluation) -> dict[str, Any]:
+def _answered(evaluation: Evaluation, series: Mapping[str, int]) -> dict[str, Any]:
     answered = evaluation.metrics["answered"]
-    accuracy, interval = answered["accuracy"], answered["interval"]
-    kept = "–" if accuracy is None else f"{percent(accuracy)} ({percent(interval[0])} – {percent(interval[1])})"
-    return {
-        "label": evaluation.label,
-        "cells": [percent(answered["coverage"]), kept, percent(evaluation.metrics["accuracy"])],
-    }
+    kept = {"accuracy": answered["accuracy"], "intervals": {"accuracy": answered["interval"]}}
+    cells = [
+        _number(answered, "coverage", percent),
+        _number(kept, "accuracy", percent),
+        _number(evaluation.metrics, "accuracy", percent),
+    ]
+    return {"label": evaluation.label, "series": series[evaluation.label], "cells": cells}
 
 
 def _mistakes(evaluation: Evaluation) -> dict[str, Any]:
@@ -291,6 +295,7 @@ def _run(run: RunFacts, series: int) -> dict[str, Any]:
         "series": series,
         "folder": run.folder,
         "finished": run.finished,
+        "rule": run.rule,
         "cost": [
             _count(facts.get("trainable_parameters")),
             _count(facts.get("n")),
@@ -303,6 +308,14 @@ def _run(run: RunFacts, series: int) -> dict[str, Any]:
         "provenance": list(_flat({**facts, "environment": dict(run.environment)})),
         "notes": [str(note) for note in facts.get("notes") or ()],
     }
+
+
+def _data(evaluation: Evaluation) -> dict[str, str]:
+    """Say which rows were scored and how: the hash tells whether two results saw the same questions."""
+    data, metrics = evaluation.metrics["data"], evaluation.metrics
+    facts = {"sha256": str(data.get("sha256") or "–")[:16], "path": str(data.get("path") or "–")}
+    facts |= {key: str(metrics[key]) for key in ("dtype", "passes") if metrics.get(key) is not None}
+    return {"label": evaluation.label, "facts": ", ".join(f"{key} {value}" for key, value in facts.items())}
 
 
 def _count(value: Any) -> str:

@@ -12,6 +12,7 @@ from uq4ct import predictions
 from uq4ct.errors import UserError
 from uq4ct.manifest import MANIFEST, verify_manifest
 from uq4ct.metrics import Answers, summarize
+from uq4ct.posthoc.abstain import AbstainRule
 
 Json = Mapping[str, Any]
 
@@ -26,6 +27,7 @@ class RunFacts:
     environment: Json = field(default_factory=dict)
     log: tuple[Json, ...] = ()
     finished: bool = True
+    rule: str = ""  # what the abstain rule promises
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def read_sources(sources: Sequence[Path | str]) -> Material:
         places = ", ".join(part.place for part in parts)
         raise UserError(f"{places}: no evaluation yet; `uq4ct evaluate RUN --data ...` makes one")
     runs = [
-        RunFacts(label, part.place, part.facts, part.environment, part.log, part.finished)
+        RunFacts(label, part.place, part.facts, part.environment, part.log, part.finished, part.rule)
         for label, part in zip(labels, parts, strict=True)
         if part.is_run
     ]
@@ -99,6 +101,7 @@ class _Part:
     environment: Json = field(default_factory=dict)
     log: tuple[Json, ...] = ()
     finished: bool = True
+    rule: str = ""
 
 
 def _read(source: Path) -> Iterator[_Part]:
@@ -139,6 +142,7 @@ def _run(folder: Path) -> _Part:
         if any(row["label"] is not None for row in rows):
             metrics = _complete(_json(path.parent / "metrics.json"), rows)
             evaluations.append((str(metrics.get("task") or path.parent.name), metrics, rows))
+    rule = folder / "abstain.json"
     order = {name: place for place, name in enumerate(_order(facts))}
     evaluations.sort(key=lambda evaluation: (order.get(evaluation[0], len(order)), evaluation[0]))
     return _Part(
@@ -151,6 +155,7 @@ def _run(folder: Path) -> _Part:
         environment=_json(folder / "environment.json"),
         log=_log(folder / "training_log.jsonl"),
         finished=(folder / MANIFEST).is_file(),
+        rule=AbstainRule.load(rule).describe() if rule.is_file() else "",
     )
 
 
