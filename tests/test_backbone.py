@@ -211,8 +211,8 @@ def test_missing_weights_are_never_random_numbers(folder):
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     assert refusal(folder) == (
-        f"model.name: {folder} lacks 1 of the model's weights, among them model.layers.1.mlp.up_proj.weight; they would "
-        "be random numbers. Copy the model again"
+        f"model.name: {folder} lacks 1 of the model's weights, among them model.layers.1.mlp.up_proj.weight; they "
+        "would be random numbers. Copy the model again"
     )
 
 

@@ -658,6 +658,7 @@ def four(*labels: str) -> Choices:
     [
         (["A", "D"], four(), (0, 3)),
         (["a", "d"], four(), (0, 3)),
+        (["a)", "(B)", "C.", "D:"], four(), (0, 1, 2, 3)),
         (["1", "4"], four("1", "2", "3", "4"), (0, 3)),
         ([1, 4], four("1", "2", "3", "4"), (0, 3)),
         (["iron", " sand "], four(), (1, 3)),
@@ -792,6 +793,15 @@ def test_unknown_options_are_refused():
         data.DataConfig.model_validate({"calibration_fracton": 0.2})
     with pytest.raises(ValueError, match="less than 1"):
         data.DataConfig(calibration_fraction=1.0)
+
+
+def test_columns_that_are_not_read_are_named(write):
+    (note,) = data.load(write(line(article="Ice is cold.", source="x"))).notes
+    assert note == "q.jsonl: columns not read: 'article', 'source' (a passage? data.columns: {context: ...})"
+    config = data.DataConfig(columns=data.Columns(context="article"))
+    found = data.load(write(line(article="Ice is cold.", source="x")), config=config)
+    assert found.questions[0].context == "Ice is cold."
+    assert found.notes == ("q.jsonl: columns not read: 'source'",)
 
 
 def test_equal_choices_warn_and_are_counted_and_a_gold_text_at_two_letters_too(write):

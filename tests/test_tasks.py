@@ -215,6 +215,63 @@ def test_the_bundled_benchmark_reads_with_its_known_probabilities():
     assert data.calibration_split(train, config=data.DataConfig(calibration_fraction=0), seed=1) == (fit, ())
 
 
+@pytest.fixture
+def hub(monkeypatch) -> list[tuple[Any, ...]]:
+    """Record what would be asked of the hub, and answer with one row of the task's layout."""
+    from uq4ct.data import sources
+    from uq4ct.data.files import RawRow
+
+    asked: list[tuple[Any, ...]] = []
+    row = {
+        "id": "1",
+        "question_stem": "Which?",
+        "question": "Which?",
+        "choices": ["a", "b"],
+        "answer": True,
+        "answerKey": "A",
+        "subject": "law",
+        "passage": "It is.",
+        **CLIMA,
+        **dict.fromkeys(("correct_answer", "distractor1", "distractor2", "distractor3"), "x"),
+    }
+
+    def read(name: str, subset: str | None, split: str, revision: str | None) -> tuple[list[RawRow], str]:
+        asked.append((name, subset, split, revision))
+        values = {**row, "answer": 1} if name == "cais/mmlu" else row
+        return [RawRow(f"{name}[{split}]:row 1", values)], revision or "c0ffee"
+
+    monkeypatch.setattr(sources, "read_hub", read)
+    return asked
+
+
+def test_tasks_are_read_from_the_hub_by_id_subset_and_pinned_revision(hub):
+    found = data.load("openbookqa")
+    assert (found.path, found.revision, len(found.sha256)) == ("allenai/openbookqa", "c0ffee", 64)
+    data.load("openbookqa@abc", split="validation")
+    data.load("arc_easy", training=True, config=data.DataConfig(revision="abc"))
+    data.load("arc_challenge", config=data.DataConfig(revision="of another data set"))
+    data.load("boolq")
+    data.load("mmlu-law")
+    data.load("sciq")
+    data.load("climaqa", training=True)
+    data.load("climaqa")
+    data.load("owner/name:part@abc", split="test")
+    assert hub == [
+        ("allenai/openbookqa", "main", "test", None),
+        ("allenai/openbookqa", "main", "validation", "abc"),
+        ("allenai/ai2_arc", "ARC-Easy", "train", "abc"),
+        ("allenai/ai2_arc", "ARC-Challenge", "test", None),
+        ("google/boolq", None, "validation", None),
+        ("cais/mmlu", "international_law", "test", None),
+        ("cais/mmlu", "jurisprudence", "test", None),
+        ("cais/mmlu", "professional_law", "test", None),
+        ("allenai/sciq", None, "test", None),
+        ("UCSD-GENIE/ClimaQA", "Silver", "mcq", None),
+        ("UCSD-GENIE/ClimaQA", "Gold", "mcq", None),
+        ("owner/name", "part", "test", "abc"),
+    ]
+
+
 # The real files
 
 ROWS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ _ONE_OF = {
 }
 _NUMBERS_FIRST = ("index", "position", "text")
 _TEXT_FIRST = ("text", "index", "position")
+_DRESSED = re.compile(r"\(?(\w{1,2})[).:]")  # "a)", "(B)", "C."
 _YES_NO = {"true": ("true", "yes"), "false": ("false", "no")}
 
 
@@ -87,6 +89,8 @@ def _readings(answer: Any, row: Choices) -> dict[str, int]:
         found["label"] = label
     elif (meant := _truth(word, labels, texts)) is not None:
         found["label"] = meant
+    elif (dressed := _DRESSED.fullmatch(word)) and (label := _match(_key(dressed[1]), labels)) is not None:
+        found["label"] = label
     if (text := _match(_key(word), texts)) is not None:
         found["text"] = text
     numeric_labels = row.labelled and all(label.isdecimal() for label in labels)

@@ -91,6 +91,7 @@ def read_questions(
         raise UserError(_listing(rejected, len(drafts), source))
     if not questions:
         raise UserError([*_listing(rejected, len(drafts), source)[:-1], f"{source}: no good row is left"])
+    notes += _unused(rows, schema, source)
     if len(kept) < len(rows):
         notes.append(f"{source}: {_rows(len(rows) - len(kept))} left out that the data set's authors did not validate")
     if rejected:
@@ -131,7 +132,7 @@ def _layout(
 def _candidates(config: DataConfig, schema: Schema | None) -> list[Schema]:
     """List the layouts to try. One whose question or choices the user named is the user's own, never a public one."""
     named: dict[str, Any] = config.columns.given()
-    known = [schema] if schema else list(schemas())
+    known = [replace(schema, absent=(), recognise=None)] if schema else list(schemas())
     if config.choices is not None:
         constant: dict[str, Any] = {"choices": None, "constant": config.choices, "constant_labels": config.choices}
         known = [s for s in known if s.choices is None and not s.refusal] or [schema or OWN]
@@ -150,6 +151,23 @@ def _for_this_file(rows: Sequence[RawRow], config: DataConfig) -> DataConfig:
     present = {k: v for k, v in config.columns.given().items() if all(column in columns for column in _flat({k: v}))}
     own_choices = config.choices is not None and "choices" in columns
     return config.model_copy(update={"columns": Columns(**present), "choices": None if own_choices else config.choices})
+
+
+def _unused(rows: Sequence[RawRow], schema: Schema, source: str) -> list[str]:
+    """Remark on columns that our own layouts leave unread: one of them may be the passage."""
+    if schema.name not in (OWN.name, LETTERED.name):
+        return []
+    optional = (schema.context, schema.id, schema.group, schema.labels, schema.stratum, schema.true_probabilities)
+    used = {*schema.required, schema.answer, *optional}
+    unread = list(dict.fromkeys(column for row in rows for column in row.values if column not in used))
+    if not unread:
+        return []
+    hint = (
+        ""
+        if schema.context in {c for row in rows for c in row.values}
+        else " (a passage? data.columns: {context: ...})"
+    )
+    return [f"{source}: columns not read: {_list(unread)}{hint}"]
 
 
 def _flat(named: dict[str, Any]) -> list[str]:
