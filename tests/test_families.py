@@ -265,6 +265,11 @@ def test_the_vision_tower_of_a_multimodal_model_is_left_alone():
     assert [site.module for site in find_ffn_sites({**modules, **text})] == ["model.language_model.layers.0.mlp"]
 
 
+def test_the_shared_expert_of_a_real_mixture_model_is_not_taken_for_the_ffn():
+    with pytest.raises(AdapterError, match="no known structure"):
+        find_ffn_sites({f"model.layers.0.mlp.shared_expert{name}": module for name, module in _mlp_modules()})
+
+
 def _mlp_modules():
     mlp = build("llama").model.layers[0].mlp
     return [("", mlp), *((f".{name}", module) for name, module in mlp.named_children())]

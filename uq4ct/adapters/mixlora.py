@@ -79,10 +79,9 @@ class MixLoraConfig(PeftConfig):
         self.peft_type = MixtureType.MIXLORA
         if isinstance(self.target_modules, (set, tuple)):
             self.target_modules = sorted(self.target_modules)
+        # AutoPeftModel imports the module named here; a file from elsewhere gets no say in it.
         if not _names_transformers(self.auto_mapping):
-            self.auto_mapping = (
-                None  # AutoPeftModel imports the module named here; a file from elsewhere gets no say in it
-            )
+            self.auto_mapping = None
         problems = _problems(self)
         if problems:
             raise AdapterError(problems)
