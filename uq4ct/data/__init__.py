@@ -1,7 +1,7 @@
 """Read multiple-choice questions strictly: every bad row is listed with its place, and nothing is ever half-read."""
 
 from uq4ct.data.config import Columns, DataConfig
-from uq4ct.data.rows import Rejected
+from uq4ct.data.problems import Rejected
 from uq4ct.data.sources import NoData, QuestionSet, calibration_split, load, overlap, read_file
 from uq4ct.data.splits import split_calibration
 

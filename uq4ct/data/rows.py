@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import unicodedata
 from collections import Counter
@@ -13,25 +12,16 @@ from typing import Any
 
 from uq4ct.data.answers import answer_indices
 from uq4ct.data.choices import BadValue, Choices, as_text, read_choices
-from uq4ct.data.config import Columns, DataConfig
+from uq4ct.data.config import DataConfig
 from uq4ct.data.files import RawRow, kind_of
+from uq4ct.data.layout import find_layout, fitting_options, unread_columns
+from uq4ct.data.problems import Rejected, listing, printable, rows_counted
 from uq4ct.errors import UserError
-from uq4ct.tasks import Row, Schema, schemas
-from uq4ct.tasks.own import LETTERED, OWN
+from uq4ct.tasks import Row, Schema
 from uq4ct.types import Question
 
-_SHOWN = 20  # problems listed; the rest is counted
 _PLACES_SHOWN = 3
 _UNKNOWN = (None, "", -1)
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """A bad row: where it is, everything that is wrong with it, and its text."""
-
-    place: str
-    reasons: tuple[str, ...]
-    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,8 +68,8 @@ def read_questions(
     ``config.skip_bad_rows``.
     """
     if not columns_fit:
-        config = _for_this_file(rows, config)
-    schema = _layout(rows, source, config, schema, need_answers)
+        config = fitting_options(rows, config)
+    schema = find_layout(rows, source, config, schema, need_answers)
     kept = [row for row in rows if row.problem or schema.keep is None or schema.keep(row.values)]
     drafts = [_draft(row, number, schema, config) for number, row in enumerate(kept, start=1)]
     _check_one_kind(drafts)
@@ -88,131 +78,17 @@ def read_questions(
     questions = _finish(drafts, id_prefix)
     rejected = tuple(Rejected(d.place, tuple(d.problems), d.text) for d in drafts if d.problems)
     if rejected and not config.skip_bad_rows:
-        raise UserError(_listing(rejected, len(drafts), source))
+        raise UserError(listing(rejected, len(drafts), source))
     if not questions:
-        raise UserError([*_listing(rejected, len(drafts), source)[:-1], f"{source}: no good row is left"])
-    notes += _unused(rows, schema, source)
+        raise UserError([*listing(rejected, len(drafts), source)[:-1], f"{source}: no good row is left"])
+    notes += unread_columns(rows, schema, source)
     if len(kept) < len(rows):
-        notes.append(f"{source}: {_rows(len(rows) - len(kept))} left out that the data set's authors did not validate")
-    if rejected:
-        notes.append(f"{source}: {_rows(len(rejected))} of {len(drafts)} bad and set aside")
-    return ReadRows(questions, rejected, tuple(map(printable, (*notes, *_remarks(questions, source)))))
-
-
-def _layout(
-    rows: Sequence[RawRow], source: str, config: DataConfig, schema: Schema | None, need_answers: bool
-) -> Schema:
-    """Return the layout of the columns that most rows have; raise UserError naming the columns that are missing."""
-    good = [row for row in rows if not row.problem]
-    if not good:
-        raise UserError(_listing([Rejected(row.place, (row.problem,)) for row in rows], len(rows), source))
-    counts = Counter(column for row in good for column in row.values)
-    usual = {column for column, count in counts.items() if 2 * count >= len(good)}
-    sample = next((row.values for row in good if usual <= set(row.values)), good[0].values)
-    named = config.columns.given()
-    if absent := [column for column in _flat(named) if column not in counts]:
-        raise UserError(
-            f"{source}: data.columns names {_list(absent)}, but the columns are {_list(list(counts))}."
-            + _nearest(absent[0], list(counts))
+        notes.append(
+            f"{source}: {rows_counted(len(rows) - len(kept))} left out that the data set's authors did not validate"
         )
-    for candidate in _candidates(config, schema):
-        if found := candidate.fit(usual, sample):
-            if found.refusal:
-                raise UserError(f"{source}: {found.refusal}")
-            if need_answers and found.answer not in counts:
-                raise UserError(_missing_columns(source, list(counts), found, [("answer", found.answer)]))
-            return found
-    expected = replace(schema or OWN, **named)
-    wanted = [("question", expected.question), *(("choices", name) for name in expected.choice_columns)]
-    wanted += [("answer", expected.answer)] if need_answers else []
-    missing = [(role, column) for role, column in wanted if column not in usual]
-    raise UserError(_missing_columns(source, list(counts), expected, missing))
-
-
-def _candidates(config: DataConfig, schema: Schema | None) -> list[Schema]:
-    """List the layouts to try. One whose question or choices the user named is the user's own, never a public one."""
-    named: dict[str, Any] = config.columns.given()
-    known = [replace(schema, absent=(), recognise=None)] if schema else list(schemas())
-    if config.choices is not None:
-        constant: dict[str, Any] = {"choices": None, "constant": config.choices, "constant_labels": config.choices}
-        known = [s for s in known if s.choices is None and not s.refusal] or [schema or OWN]
-        return [replace(s, **named, **constant, absent=()) for s in [*known, *([] if schema else [OWN])]]
-    if schema is None and {"question", "choices"} & set(named):
-        known = [OWN] if "choices" in named else [OWN, LETTERED]
-    return [replace(s, **named) for s in known]
-
-
-def _for_this_file(rows: Sequence[RawRow], config: DataConfig) -> DataConfig:
-    """Drop the options that describe another file's columns."""
-    columns = {column for row in rows for column in row.values}
-    named = {key: value for key, value in config.columns.given().items() if key in ("question", "choices")}
-    if any(column not in columns for column in _flat(named)):
-        config = config.model_copy(update={"columns": Columns()})
-    present = {k: v for k, v in config.columns.given().items() if all(column in columns for column in _flat({k: v}))}
-    own_choices = config.choices is not None and "choices" in columns
-    return config.model_copy(update={"columns": Columns(**present), "choices": None if own_choices else config.choices})
-
-
-def _unused(rows: Sequence[RawRow], schema: Schema, source: str) -> list[str]:
-    """Remark on columns that our own layouts leave unread: one of them may be the passage."""
-    if schema.name not in (OWN.name, LETTERED.name):
-        return []
-    optional = (schema.context, schema.id, schema.group, schema.labels, schema.stratum, schema.true_probabilities)
-    used = {*schema.required, schema.answer, *optional}
-    unread = list(dict.fromkeys(column for row in rows for column in row.values if column not in used))
-    if not unread:
-        return []
-    hint = (
-        ""
-        if schema.context in {c for row in rows for c in row.values}
-        else " (a passage? data.columns: {context: ...})"
-    )
-    return [f"{source}: columns not read: {_list(unread)}{hint}"]
-
-
-def _flat(named: dict[str, Any]) -> list[str]:
-    columns = [named.get(key) for key in ("question", "answer", "context", "id", "group")]
-    choices = named.get("choices")
-    columns += [choices] if isinstance(choices, str) else list(choices or ())
-    return [column for column in columns if column]
-
-
-_OTHER_NAMES = {
-    "question": ("query", "prompt", "stem", "text", "sentence", "input", "q", "question_text", "ask"),
-    "choices": ("options", "candidates", "answers", "endings", "opts", "alternatives"),
-    "answer": ("label", "gold", "target", "correct", "answerkey", "answer_key", "key", "solution", "correct_answer"),
-}
-
-
-def _missing_columns(source: str, columns: list[str], schema: Schema, missing: list[tuple[str, str]]) -> str:
-    unnamed = [role for role in ("question", "choices", "answer") if (role, role) in missing]
-    mapping = ", ".join(f"{role}: {_guess(role, columns) or '...'}" for role in unnamed)
-    wanted = _list([name for _, name in missing])
-    message = f"{source}: no column {wanted}; the columns are {_list(columns)}."
-    if not mapping:
-        return f"{message} The layout is that of {schema.name}"
-    message += _nearest(missing[0][1], columns) if _guess(missing[0][0], columns) is None else ""
-    message += f" Say which they are: data.columns: {{{mapping}}}"
-    if ("choices", "choices") in missing:
-        message += "; or give every row the same choices: data.choices: [first, second]"
-    if missing == [("answer", "answer")]:
-        message += ". Only predict reads rows without answers"
-    return message
-
-
-def _guess(role: str, columns: list[str]) -> str | None:
-    by_name = {column.casefold(): column for column in columns}
-    near = difflib.get_close_matches(role, by_name, n=1, cutoff=0.75)
-    return next((by_name[name] for name in (*near, *_OTHER_NAMES[role]) if name in by_name), None)
-
-
-def _nearest(word: str, columns: list[str]) -> str:
-    near = difflib.get_close_matches(word, columns, n=1)
-    return f" The nearest to '{word}' is '{near[0]}'." if near else ""
-
-
-def _list(words: Sequence[str]) -> str:
-    return ", ".join(f"'{word}'" for word in words)
+    if rejected:
+        notes.append(f"{source}: {rows_counted(len(rejected))} of {len(drafts)} bad and set aside")
+    return ReadRows(questions, rejected, tuple(map(printable, (*notes, *_remarks(questions, source)))))
 
 
 def _draft(row: RawRow, number: int, schema: Schema, config: DataConfig) -> Draft:
@@ -372,28 +248,6 @@ def normal(text: str) -> str:
     return unicodedata.normalize("NFC", text).strip()
 
 
-def printable(text: str) -> str:
-    r"""Return a text with control characters, half surrogates and the like written out.
-
-    >>> printable("a\x1b[31m")
-    'a\\x1b[31m'
-    """
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
-def _listing(rejected: Sequence[Rejected], total: int, source: str) -> list[str]:
-    lines = [f"{row.place}: {reason}" for row in rejected for reason in row.reasons]
-    more = [f"... and {len(lines) - _SHOWN} more problems"] if len(lines) > _SHOWN else []
-    return [
-        *lines[:_SHOWN],
-        *more,
-        f"{source}: {len(rejected)} bad row{'s' * (len(rejected) != 1)} of {total}, so nothing was read; correct the "
-        "file, or set bad rows aside with --skip-bad-rows",
-    ]
-
-
 def _remarks(questions: Sequence[Question], source: str) -> list[str]:
     """Count what is allowed but worth knowing: equal choices, gold texts at two letters, repeats, a single label."""
     equal, golden = [], []
@@ -405,20 +259,16 @@ def _remarks(questions: Sequence[Question], source: str) -> list[str]:
                 golden.append(question.place)
     remarks = []
     if equal:
-        remarks.append(f"{source}: {_rows(len(equal))} with two equal choices ({_some(equal)})")
+        remarks.append(f"{source}: {rows_counted(len(equal))} with two equal choices ({_some(equal)})")
     if golden:
-        remarks.append(f"{source}: {_rows(len(golden))} whose gold text stands at two letters ({_some(golden)})")
+        remarks.append(f"{source}: {rows_counted(len(golden))} whose gold text stands at two letters ({_some(golden)})")
     contents = Counter((normal(q.question), q.context, tuple(map(normal, q.choices))) for q in questions)
     if repeats := sum(count - 1 for count in contents.values()):
-        remarks.append(f"{source}: {_rows(repeats)} with the question and choices of an earlier one")
+        remarks.append(f"{source}: {rows_counted(repeats)} with the question and choices of an earlier one")
     golds = {question.answer for question in questions}
     if len(questions) > 1 and len(golds) == 1 and None not in golds:
         remarks.append(f"{source}: every answer is '{questions[0].gold}'; AUROC and ECE say little on such data")
     return remarks
-
-
-def _rows(count: int) -> str:
-    return f"{count} row{'s' * (count != 1)}"
 
 
 def _some(places: Sequence[str]) -> str:

@@ -15,7 +15,8 @@ from uq4ct import tasks
 from uq4ct.data.config import DataConfig
 from uq4ct.data.files import SUFFIXES, RawRow, read_rows
 from uq4ct.data.hub import read_hub, splits_in
-from uq4ct.data.rows import ReadRows, Rejected, normal, printable, read_questions
+from uq4ct.data.problems import Rejected, printable
+from uq4ct.data.rows import ReadRows, normal, read_questions
 from uq4ct.data.splits import split_calibration
 from uq4ct.errors import UserError, did_you_mean
 from uq4ct.manifest import sha256

@@ -30,6 +30,7 @@ class Schema:
     true_probabilities: str | None = None
     constant: tuple[str, ...] = ()
     constant_labels: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()  # columns left unread on purpose
     marks: tuple[str, ...] = ()  # further columns by which the layout is recognised
     absent: tuple[str, ...] = ()  # columns that must not be there
     recognise: Callable[[Row], bool] | None = None  # a look at one row's values

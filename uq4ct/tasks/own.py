@@ -9,6 +9,7 @@ OWN = Schema(
     labels="labels",
     stratum="stratum",
     true_probabilities="true_probabilities",
+    ignored=("ideal_probabilities",),
 )
 
 LETTERED = Schema(
