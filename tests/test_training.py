@@ -34,6 +34,7 @@ from training_runs import (
 from training_toys import llama, mixture, questions
 
 from uq4ct.batches import EffectiveBatches
+from uq4ct.checkpoints import last_good_checkpoint
 from uq4ct.errors import UserError
 from uq4ct.losses.objective import Objective
 from uq4ct.manifest import CorruptFolder
@@ -433,7 +434,26 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-5"]
 
 
+def test_what_a_killed_save_left_behind_does_not_become_part_of_the_next_one(tmp_path):
+    leftover = tmp_path / "checkpoint-1" / "rng_state_7.pth"
+    leftover.parent.mkdir()
+    leftover.write_bytes(b"half a file")
+    run(tmp_path, resume=True, save_strategy="steps", save_steps=1, max_steps=1)
+    assert not leftover.exists()
+    assert last_good_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
+
+
 # ---- signals and kills
+
+
+class InterruptAtTheEnd(transformers.TrainerCallback):
+    def on_train_end(self, args, state, control, **_):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_signal_that_finds_no_update_to_stop_is_not_swallowed(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, callbacks=[InterruptAtTheEnd()], max_steps=1)
 
 
 @pytest.mark.parametrize(("signum", "code"), [(15, 143), (2, 130)])

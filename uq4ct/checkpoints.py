@@ -95,14 +95,16 @@ def discard(checkpoint: Path) -> None:
 def keep_newest(newest: Path, number: int | None, protected: str | None = None) -> None:
     """Delete what is older than the ``number`` newest checkpoints up to ``newest``, which is sealed; None keeps all.
 
-    Unfinished folders do not count and are deleted too. A checkpoint of a later step, left by a run that was resumed
-    further back, is not touched.
+    Unfinished folders do not count and are deleted too; the ``protected`` one is kept, and counts. A checkpoint of a
+    later step, left by a run that was resumed further back, is not touched.
     """
     if number is None:
         return
-    older = [path for path in checkpoints(newest.parent) if step_of(path) < step_of(newest) and str(path) != protected]
-    finished = [path for path in older if (path / MANIFEST).is_file()]
-    kept = finished[len(finished) - (number - 1) :] if number > 1 else []
+    older = [path for path in checkpoints(newest.parent) if step_of(path) < step_of(newest)]
+    kept = {path for path in older if str(path) == protected}
+    finished = [path for path in older if (path / MANIFEST).is_file() and path not in kept]
+    room = max(number - 1 - len(kept), 0)
+    kept.update(finished[len(finished) - room :])
     for path in older:
         if path not in kept:
             discard(path)

@@ -316,7 +316,7 @@ def _base(model: Any) -> nn.Module:
             model = model.get_base_model()
         elif hasattr(model, "_orig_mod"):
             model = model._orig_mod
-        elif isinstance(model, nn.parallel.DistributedDataParallel):
+        elif isinstance(getattr(model, "module", None), nn.Module):
             model = model.module
         else:
             return model
