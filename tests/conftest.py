@@ -24,5 +24,7 @@ def real_data() -> Path:
     """The folder of public question files, laid out as `<task>/<split>.jsonl`; not part of the project."""
     root = Path(os.environ.get("UQ4CT_TEST_DATA", Path(__file__).parents[1] / ".." / "shared" / "data")).resolve()
     if not (root / "openbookqa").is_dir():
-        pytest.skip("real question files not found; set UQ4CT_TEST_DATA to a folder that holds openbookqa/, arc_easy/, ...")
+        pytest.skip(
+            "real question files not found; set UQ4CT_TEST_DATA to a folder that holds openbookqa/, arc_easy/, ..."
+        )
     return root

@@ -42,18 +42,45 @@ def test_methods_are_listed_as_json(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "--method", "uq4tc", "--output", "x"], "error: --method: method 'uq4tc' is not known. Did you mean 'uq4ct'?"),
+        (
+            ["train", "--method", "uq4tc", "--output", "x"],
+            "error: --method: method 'uq4tc' is not known. Did you mean 'uq4ct'?",
+        ),
         (["train", "--data", "tiny"], "error: output.folder: name the folder of the run with --output DIR"),
-        (["train", "--data", "openbokqa", "--output", "x"], "error: 'openbokqa' is not a task, a file or a hub id (owner/name). Did you mean 'openbookqa'?"),
+        (
+            ["train", "--data", "openbokqa", "--output", "x"],
+            "error: 'openbokqa' is not a task, a file or a hub id (owner/name). Did you mean 'openbookqa'?",
+        ),
         (["train", "--data", "none.jsonl", "--output", "x"], "error: none.jsonl: no such file"),
         (["train", "--model", "./nowhere", "--output", "x"], "error: model.name: no such folder: ./nowhere"),
-        (["train", "--preset", "papr", "--output", "x"], "error: --preset: 'papr' is not one of product, paper, bayesian-lora"),
-        (["train", "--set", "rank=3", "--output", "x"], "error: --set rank=3: expected section.key=value, for example train.learning_rate=2e-4"),
-        (["train", "--set", "method.rank=3", "train.learing_rate=1", "--output", "x"], "error: --set: train: 'learing_rate' is not a field of transformers.TrainingArguments. Did you mean 'learning_rate'?"),
-        (["train", "--config", "absent.yaml", "--output", "x"], "error: absent.yaml: no such configuration file; `uq4ct init -o absent.yaml` writes one"),
-        (["train", "--data", "openbookqa", "--data-root", ".", "--output", "x"], "error: task 'openbookqa' has no data for split 'train': no file openbookqa/train.jsonl."),
-        (["train", "--set", "method.top_k=9", "--output", "x", "--max-steps", "1"], "error: top_k: 9 is larger than the 8 experts to choose from; use 1 to 8"),
-        (["evaluate", "absent", "--data", "tiny"], "error: absent: no such run folder; `uq4ct train ... --output absent` makes one"),
+        (
+            ["train", "--preset", "papr", "--output", "x"],
+            "error: --preset: 'papr' is not one of product, paper, bayesian-lora",
+        ),
+        (
+            ["train", "--set", "rank=3", "--output", "x"],
+            "error: --set rank=3: expected section.key=value, for example train.learning_rate=2e-4",
+        ),
+        (
+            ["train", "--set", "method.rank=3", "train.learing_rate=1", "--output", "x"],
+            "error: --set: train: 'learing_rate' is not a field of transformers.TrainingArguments. Did you mean 'learning_rate'?",
+        ),
+        (
+            ["train", "--config", "absent.yaml", "--output", "x"],
+            "error: absent.yaml: no such configuration file; `uq4ct init -o absent.yaml` writes one",
+        ),
+        (
+            ["train", "--data", "openbookqa", "--data-root", ".", "--output", "x"],
+            "error: task 'openbookqa' has no data for split 'train': no file openbookqa/train.jsonl.",
+        ),
+        (
+            ["train", "--set", "method.top_k=9", "--output", "x", "--max-steps", "1"],
+            "error: top_k: 9 is larger than the 8 experts to choose from; use 1 to 8",
+        ),
+        (
+            ["evaluate", "absent", "--data", "tiny"],
+            "error: absent: no such run folder; `uq4ct train ... --output absent` makes one",
+        ),
         (["evaluate", "."], "Missing option '--data'"),
         (["predict", ".", "in.jsonl", "-o", "out.jsonl"], "error: .: not a run folder, it has no config.yaml"),
         (["metrics", "absent.jsonl"], "error: absent.jsonl: no such file"),
@@ -87,6 +114,14 @@ def test_a_fault_of_ours_is_code_1_with_a_traceback(capsys, monkeypatch):
 
 
 def test_flags_take_several_values():
-    assert cli._spread(["evaluate", "r", "--data", "a", "b", "--json"]) == ["evaluate", "r", "--data", "a", "--data", "b", "--json"]
+    assert cli._spread(["evaluate", "r", "--data", "a", "b", "--json"]) == [
+        "evaluate",
+        "r",
+        "--data",
+        "a",
+        "--data",
+        "b",
+        "--json",
+    ]
     assert cli._spread(["train", "--set", "a.b=1", "c.d=-2"]) == ["train", "--set", "a.b=1", "--set", "c.d=-2"]
     assert cli._spread(["predict", "r", "-o", "x"]) == ["predict", "r", "-o", "x"]

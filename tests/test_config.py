@@ -21,7 +21,10 @@ def problems_of(text, tmp_path):
 
 
 def test_later_layers_win():
-    layers = [Layer.of({"output": {"seed": 1}, "train": {"learning_rate": 1e-3}}, "file"), Layer.of({"output": {"seed": 7}}, "flag")]
+    layers = [
+        Layer.of({"output": {"seed": 1}, "train": {"learning_rate": 1e-3}}, "file"),
+        Layer.of({"output": {"seed": 7}}, "flag"),
+    ]
     resolved = resolve(layers)
     assert (resolved.output.seed, resolved.train.learning_rate) == (7, 1e-3)
 
@@ -40,19 +43,40 @@ def test_all_problems_of_all_sections_come_at_once_with_their_lines(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("method: {name: uq4tc}", "run.yaml:1: method 'uq4tc' is not known. Did you mean 'uq4ct'? Methods: lora, mixlora, uq4ct, zero_shot"),
+        (
+            "method: {name: uq4tc}",
+            "run.yaml:1: method 'uq4tc' is not known. Did you mean 'uq4ct'? Methods: lora, mixlora, uq4ct, zero_shot",
+        ),
         ("method: uq4ct", "run.yaml:1: section 'method' must be a mapping, got 'uq4ct'"),
         ("train:\n  seed: 3", "run.yaml:2: train: 'seed' is set by uq4ct itself; use output.seed"),
-        ("train:\n  learning_rate: fast", "run.yaml:2: train.learning_rate: Input should be a valid number, unable to parse string as a number, got 'fast'"),
+        (
+            "train:\n  learning_rate: fast",
+            "run.yaml:2: train.learning_rate: Input should be a valid number, unable to parse string as a number, got 'fast'",
+        ),
         ("output:\n  seed: -1", "run.yaml:2: output.seed: Input should be greater than or equal to 0, got -1"),
-        ("data:\n  choices: [no, yes]", "run.yaml:2: data.choices: YAML reads unquoted no/yes/off/on/false/true as booleans: got [False, True]. Quote them: [\"no\", \"yes\"], got [False, True]"),
+        (
+            "data:\n  choices: [no, yes]",
+            'run.yaml:2: data.choices: YAML reads unquoted no/yes/off/on/false/true as booleans: got [False, True]. Quote them: ["no", "yes"], got [False, True]',
+        ),
         ("output:\n  seed: 1\n  seed: 2", "run.yaml:3: 'output.seed' appears twice; first at run.yaml:2"),
         ("a: &x 1\nb: *x", "run.yaml: YAML aliases (*name) are not supported; write the value out"),
         ("model: [", "run.yaml:1: not valid YAML: expected the node content, but found '<stream end>'"),
-        ("just words", "run.yaml:1: expected sections (model, data, prompt, method, train, eval, output), got 'just words'"),
-        ("method:\n  routing: everywhere", "run.yaml:2: method.routing: Input should be 'ffn_block' or 'per_linear', got 'everywhere'"),
-        ("prompt:\n  scoring: letter", "run.yaml:2: prompt.scoring: Input should be 'letters' or 'options', got 'letter'"),
-        ("!!python/object/apply:os.system ['true']", "run.yaml:1: expected sections (model, data, prompt, method, train, eval, output)"),
+        (
+            "just words",
+            "run.yaml:1: expected sections (model, data, prompt, method, train, eval, output), got 'just words'",
+        ),
+        (
+            "method:\n  routing: everywhere",
+            "run.yaml:2: method.routing: Input should be 'ffn_block' or 'per_linear', got 'everywhere'",
+        ),
+        (
+            "prompt:\n  scoring: letter",
+            "run.yaml:2: prompt.scoring: Input should be 'letters' or 'options', got 'letter'",
+        ),
+        (
+            "!!python/object/apply:os.system ['true']",
+            "run.yaml:1: expected sections (model, data, prompt, method, train, eval, output)",
+        ),
     ],
 )
 def test_a_mistake_is_named_with_its_place(text, message, tmp_path):
@@ -70,7 +94,9 @@ def test_a_setting_without_section_is_refused():
 
 
 def test_the_written_configuration_reads_back_equal(tmp_path):
-    before = resolve([Layer.of({"method": {"name": "mixlora", "num_experts": [4, 2]}, "data": {"choices": ["neg", "pos"]}}, "x")])
+    before = resolve(
+        [Layer.of({"method": {"name": "mixlora", "num_experts": [4, 2]}, "data": {"choices": ["neg", "pos"]}}, "x")]
+    )
     (tmp_path / "config.yaml").write_text(before.to_yaml(), encoding="utf-8")
     after = resolve([read_yaml(tmp_path / "config.yaml")])
     assert after == before
@@ -79,7 +105,10 @@ def test_the_written_configuration_reads_back_equal(tmp_path):
 
 def test_the_fit_hash_depends_on_the_fit_alone():
     base = resolve([])
-    assert resolve([Layer.of({"eval": {"bins": 10}, "output": {"folder": "x"}, "train": {"save_steps": 7}}, "x")]).fit_hash == base.fit_hash
+    assert (
+        resolve([Layer.of({"eval": {"bins": 10}, "output": {"folder": "x"}, "train": {"save_steps": 7}}, "x")]).fit_hash
+        == base.fit_hash
+    )
     assert resolve([Layer.of({"output": {"seed": 2}}, "x")]).fit_hash != base.fit_hash
     assert resolve([Layer.of({"method": {"top_k": 3}}, "x")]).fit_hash != base.fit_hash
 
@@ -93,15 +122,26 @@ def test_every_preset_fits_every_method(preset, method):
 
 def test_the_paper_preset_is_appendix_a4():
     resolved = resolve([Layer.of(PRESETS["paper"], "preset paper")])
-    assert (resolved.method.num_experts, resolved.method.top_k, resolved.method.rank, resolved.method.alpha) == (8, 2, 16, 32)
+    assert (resolved.method.num_experts, resolved.method.top_k, resolved.method.rank, resolved.method.alpha) == (
+        8,
+        2,
+        16,
+        32,
+    )
     assert (resolved.train.learning_rate, resolved.train.per_device_train_batch_size) == (2e-4, 16)
-    assert (resolved.method.balance_weight, resolved.method.calibration_weight, resolved.prompt.max_length) == (0.01, 1.0, 512)
+    assert (resolved.method.balance_weight, resolved.method.calibration_weight, resolved.prompt.max_length) == (
+        0.01,
+        1.0,
+        512,
+    )
 
 
 @pytest.mark.parametrize("method", methods.names())
 def test_the_commented_configuration_is_the_default_one(method, tmp_path):
     path = tmp_path / "run.yaml"
-    path.write_text(template.commented_config(task="tiny", model="tiny", method=method, folder="runs/a"), encoding="utf-8")
+    path.write_text(
+        template.commented_config(task="tiny", model="tiny", method=method, folder="runs/a"), encoding="utf-8"
+    )
     expected = resolve([Layer.of({"method": {"name": method}, "output": {"folder": "runs/a"}}, "x")])
     assert resolve([read_yaml(path)]) == expected
 

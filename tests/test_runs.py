@@ -19,7 +19,12 @@ from uq4ct.posthoc.abstain import AbstainRule
 from uq4ct.runs import Run, claimed
 
 ROWS = [
-    {"id": f"q{i}", "question": f"What is number {i} called?", "choices": ["red", "green", "blue", "grey"][: 3 + i % 2], "answer": "ABC"[i % 3]}
+    {
+        "id": f"q{i}",
+        "question": f"What is number {i} called?",
+        "choices": ["red", "green", "blue", "grey"][: 3 + i % 2],
+        "answer": "ABC"[i % 3],
+    }
     for i in range(48)
 ]
 
@@ -217,4 +222,17 @@ def test_standard_output_is_json_alone(run, questions, capsys):
     assert cli.invoke(["evaluate", str(run.folder), "--data", str(questions), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert set(printed) == {"run", "results"}
-    assert {"task", "split", "n", "accuracy", "ece", "nll", "brier", "auroc", "confidence", "feu", "feu_auroc", "letter_mass"} <= set(printed["results"][0])
+    assert {
+        "task",
+        "split",
+        "n",
+        "accuracy",
+        "ece",
+        "nll",
+        "brier",
+        "auroc",
+        "confidence",
+        "feu",
+        "feu_auroc",
+        "letter_mass",
+    } <= set(printed["results"][0])

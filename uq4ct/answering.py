@@ -19,8 +19,8 @@ from uq4ct.types import Prediction, Question
 if TYPE_CHECKING:
     from uq4ct.prompts import Encoder
 
-# Probabilities of these are saved with a run and computed again when it is loaded: an adapter that is silently not applied,
-# or applied to another base, shows at once.
+# Probabilities of these are saved with a run and computed again when it is loaded: an adapter that is silently not
+# applied, or applied to another base, shows at once.
 FINGERPRINT_QUESTIONS = tuple(
     Question(id=f"fingerprint-{number}", question=question, choices=choices, labels=tuple("ABCDE"[: len(choices)]))
     for number, (question, choices) in enumerate(
@@ -68,8 +68,8 @@ class UQModel:
     def load(cls, run: Run | Path | str, *, base: str | None = None, say: Say = to_stderr) -> UQModel:
         """Load a run: base model, adapter, prompt pack and abstain rule.
 
-        ``base`` names the base model's new place where it moved. Raises UserError where a file of the run has changed, the
-        base is another model, or the fixed prompts get other probabilities than when the run was written.
+        ``base`` names the base model's new place where it moved. Raises UserError where a file of the run has changed,
+        the base is another model, or the fixed prompts get other probabilities than when the run was written.
         """
         from uq4ct import backbone as backbones
         from uq4ct.prompts import Encoder
@@ -86,24 +86,22 @@ class UQModel:
         encoder = Encoder(backbone.tokenizer, config.prompt, context_length=backbone.context_length)
         if encoder.hash != run.facts["prompt"]["hash"]:
             raise UserError(
-                f"{run.folder}: its prompts had hash {run.facts['prompt']['hash'][:12]}, now it is {encoder.hash[:12]}; "
+                f"{run.folder}: its prompts had hash {run.facts['prompt']['hash'][:12]}, now {encoder.hash[:12]}; "
                 "use the tokenizer and the version of uq4ct that wrote the run"
             )
         loaded = cls(config, config.method.load(backbone.model, run.folder), encoder, run.rule)
         loaded.check_fingerprint(run)
         return loaded
 
-    def predict(
-        self, question: str | Sequence[Question], choices: Sequence[str] = (), context: str = ""
-    ) -> Answer | Prediction:
-        """Answer one question, or return the predictive distribution over many.
+    def predict(self, question: str, choices: Sequence[str], context: str = "") -> Answer:
+        """Answer one question.
 
-        Raises ValueError where a question has fewer than two or more than 26 choices.
+        Raises ValueError where it has fewer than two or more than 26 choices.
         """
-        if not isinstance(question, str):
-            return self.predict_questions(question)
         labels = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(choices)])
-        asked = Question(id="question", question=question, choices=tuple(map(str, choices)), labels=labels, context=context)
+        asked = Question(
+            id="question", question=question, choices=tuple(map(str, choices)), labels=labels, context=context
+        )
         (row,) = self.rows([asked], self.predict_questions([asked]))
         return Answer(
             choice=asked.choices[labels.index(row["prediction"])],

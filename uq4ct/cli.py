@@ -27,7 +27,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-# typer carries a click of its own in some versions and imports it in others; the base class of its errors is found here.
+# typer carries a click of its own in some versions and imports it in others: find the base class of its errors.
 _USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 # Flags that take several values after one name: `--data a b` is read as `--data a --data b`.
@@ -36,19 +36,30 @@ SEVERAL = {"evaluate": ("--data",), "train": ("--set",), "validate": ("--set",)}
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 DataRoot = Annotated[
     str | None,
-    typer.Option("--data-root", metavar="DIR|hub", help="Where named tasks are read: the hub, or a folder DIR/<task>/<split>.jsonl."),
+    typer.Option(
+        "--data-root",
+        metavar="DIR|hub",
+        help="Where named tasks are read: the hub, or a folder DIR/<task>/<split>.jsonl.",
+    ),
 ]
 BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="Questions per forward pass.")]
 Base = Annotated[str | None, typer.Option("--base", help="New place of the run's base model, if it moved.")]
 Model = Annotated[str | None, typer.Option("--model", help="Base model: tiny, a folder, or a hub id.")]
-Data = Annotated[str | None, typer.Option("--data", metavar="FILE|TASK", help="Questions to train on: jsonl, csv, parquet, task or hub id.")]
+Data = Annotated[
+    str | None,
+    typer.Option("--data", metavar="FILE|TASK", help="Questions to train on: jsonl, csv, parquet, task or hub id."),
+]
 MethodName = Annotated[str | None, typer.Option("--method", help="See `uq4ct ls methods`.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the run.")]
 MaxSteps = Annotated[int | None, typer.Option("--max-steps", min=1, help="Stop after so many optimizer steps.")]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of initialisation, data order and dropout.")]
-Preset = Annotated[str, typer.Option("--preset", metavar="product|paper|bayesian-lora", help="Starting point of all options.")]
+Preset = Annotated[
+    str, typer.Option("--preset", metavar="product|paper|bayesian-lora", help="Starting point of all options.")
+]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file; `uq4ct init` writes a commented one.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", metavar="K=V ...", help="Any option, e.g. train.learning_rate=2e-4.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="K=V ...", help="Any option, e.g. train.learning_rate=2e-4.")
+]
 SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Leave bad rows out and write them to a file.")]
 
 
@@ -100,7 +111,9 @@ def validate(
     """Check config, data, base model, answer tokens, prompt, memory and steps; nothing is trained."""
     from uq4ct import preflight
 
-    preflight.run(lambda: _config(model, data, method, output, max_steps, seed, preset, config, settings, data_root), print)
+    preflight.run(
+        lambda: _config(model, data, method, output, max_steps, seed, preset, config, settings, data_root), print
+    )
 
 
 @app.command()
@@ -114,7 +127,9 @@ def train(
     preset: Preset = "product",
     config: ConfigFile = None,
     settings: Settings = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run from its last good checkpoint.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue an interrupted run from its last good checkpoint.")
+    ] = False,
     data_root: DataRoot = None,
     skip_bad_rows: SkipBadRows = False,
 ) -> None:
@@ -129,17 +144,26 @@ def train(
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
-    data: Annotated[list[str], typer.Option("--data", metavar="FILE|TASK ...", help="Questions to score, one or more sources.")],
-    split: Annotated[str | None, typer.Option("--split", help="Default: the labelled test split, else validation.")] = None,
+    data: Annotated[
+        list[str], typer.Option("--data", metavar="FILE|TASK ...", help="Questions to score, one or more sources.")
+    ],
+    split: Annotated[
+        str | None, typer.Option("--split", help="Default: the labelled test split, else validation.")
+    ] = None,
     batch_size: BatchSize = None,
     as_json: Json = False,
     data_root: DataRoot = None,
     base: Base = None,
-    abstain_below: Annotated[float | None, typer.Option("--abstain-below", min=0, max=1, help="Abstain below this confidence.")] = None,
-    target_accuracy: Annotated[
-        float | None, typer.Option("--target-accuracy", help="Abstain so that kept answers are this accurate (95 % confidence).")
+    abstain_below: Annotated[
+        float | None, typer.Option("--abstain-below", min=0, max=1, help="Abstain below this confidence.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Keep evaluations that are complete for this run and data.")] = False,
+    target_accuracy: Annotated[
+        float | None,
+        typer.Option("--target-accuracy", help="Abstain so that kept answers are this accurate (95 % confidence)."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep evaluations that are complete for this run and data.")
+    ] = False,
 ) -> None:
     """Score a run on one or more tasks: accuracy and calibration with intervals."""
     from uq4ct import evaluating
@@ -184,7 +208,9 @@ def predict(
 def ask(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
     question: Annotated[str | None, typer.Option("--question", "-q", help="Asked for when not given.")] = None,
-    choices: Annotated[list[str] | None, typer.Option("--choice", "-c", help="One flag per choice; asked for when not given.")] = None,
+    choices: Annotated[
+        list[str] | None, typer.Option("--choice", "-c", help="One flag per choice; asked for when not given.")
+    ] = None,
     context: Annotated[str, typer.Option("--context", help="A passage shown before the question.")] = "",
     base: Base = None,
     as_json: Json = False,
@@ -213,7 +239,9 @@ def ask(
 
 @app.command()
 def metrics(
-    source: Annotated[Path, typer.Argument(metavar="PREDICTIONS", help="Anyone's jsonl or csv with probabilities and label.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="PREDICTIONS", help="Anyone's jsonl or csv with probabilities and label.")
+    ],
     bins: Annotated[int, typer.Option("--bins", min=1, help="Equal-width bins of the calibration error.")] = 15,
     as_json: Json = False,
 ) -> None:
@@ -228,7 +256,9 @@ def metrics(
 
 @app.command()
 def report(
-    sources: Annotated[list[Path], typer.Argument(metavar="RUN|PREDICTIONS ...", help="Run folders or prediction files.")],
+    sources: Annotated[
+        list[Path], typer.Argument(metavar="RUN|PREDICTIONS ...", help="Run folders or prediction files.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The html file to write.")] = Path("report.html"),
 ) -> None:
     """Write one self-contained html report from run folders or prediction files; no model is loaded."""
@@ -248,7 +278,9 @@ def list_(
     from uq4ct import catalogue
 
     if what not in catalogue.KINDS:
-        raise UserError(f"ls: '{what}' is not one of {', '.join(catalogue.KINDS)}.{did_you_mean(what, list(catalogue.KINDS))}")
+        raise UserError(
+            f"ls: '{what}' is not one of {', '.join(catalogue.KINDS)}.{did_you_mean(what, list(catalogue.KINDS))}"
+        )
     rows = catalogue.KINDS[what](folder)
     if as_json:
         print(json.dumps(rows, ensure_ascii=False))

@@ -1,4 +1,4 @@
-"""The configuration of a run: YAML and flags fill the sections' own models; all problems are reported at once, with their line."""
+"""The configuration of a run: YAML and flags fill the sections' models; all problems come at once, with their line."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -73,7 +73,7 @@ class Config(BaseModel):
 
     @property
     def fit_hash(self) -> str:
-        """SHA-256 over everything that the fitted weights depend on; a checkpoint is resumed only under the same one."""
+        """SHA-256 over everything that the fitted weights depend on; a checkpoint resumes only under the same one."""
         facts = self.dump()
         del facts["eval"], facts["output"], facts["model"]["device"]
         facts["seed"] = self.output.seed
@@ -95,7 +95,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
 PRESETS: dict[str, dict[str, Any]] = {
     # What we recommend; the defaults of the sections.
     "product": {},
-    # A.4 of the paper and, where it is silent, the code base it extends: no calibration split, vocabulary loss, its prompts.
+    # A.4 of the paper and, where it is silent, the code base it extends: its prompts, vocabulary loss, no calibration.
     "paper": {
         "prompt": {"pack": "moe_peft"},
         "data": {"calibration_fraction": 0.0},
@@ -127,7 +127,7 @@ class Layer(NamedTuple):
     @classmethod
     def of(cls, values: Mapping[str, Any], place: str) -> Layer:
         """Give every key of a mapping the same place."""
-        return cls(values, {key: place for key in _dotted(values)})
+        return cls(values, dict.fromkeys(_dotted(values), place))
 
 
 def resolve(layers: Sequence[Layer]) -> Config:
@@ -139,7 +139,8 @@ def resolve(layers: Sequence[Layer]) -> Config:
     2
     >>> resolve([Layer({"train": {"learing_rate": 1}}, {"train.learing_rate": "run.yaml:14"})])
     Traceback (most recent call last):
-    uq4ct.errors.UserError: run.yaml:14: train: 'learing_rate' is not a field of transformers.TrainingArguments. Did you mean 'learning_rate'?
+    uq4ct.errors.UserError: run.yaml:14: train: 'learing_rate' is not a field of transformers.TrainingArguments. \
+Did you mean 'learning_rate'?
     """
     merged: dict[str, Any] = {}
     places: dict[str, str] = {}
@@ -148,10 +149,14 @@ def resolve(layers: Sequence[Layer]) -> Config:
         for section, options in values.items():
             if section not in SECTIONS:
                 place = where.get(section, "config")
-                problems.append(f"{place}: '{section}' is not a section.{did_you_mean(section, list(SECTIONS))}"
-                                f" Sections: {', '.join(SECTIONS)}")
+                problems.append(
+                    f"{place}: '{section}' is not a section.{did_you_mean(section, list(SECTIONS))}"
+                    f" Sections: {', '.join(SECTIONS)}"
+                )
             elif not isinstance(options, Mapping):
-                problems.append(f"{where.get(section, 'config')}: section '{section}' must be a mapping, got {options!r}")
+                problems.append(
+                    f"{where.get(section, 'config')}: section '{section}' must be a mapping, got {options!r}"
+                )
             else:
                 merged.setdefault(section, {}).update(options)
         places.update(where)
@@ -171,7 +176,7 @@ def resolve(layers: Sequence[Layer]) -> Config:
             problems.extend(_sentence(section, kind, detail, places) for detail in error.errors())
     if problems:
         raise UserError(problems)
-    return Config(**built)
+    return Config(**cast(dict[str, Any], built))
 
 
 def read_yaml(path: Path) -> Layer:
@@ -259,7 +264,9 @@ class _Loader(yaml.SafeLoader):
 
 _Loader.yaml_implicit_resolvers = {key: list(value) for key, value in yaml.SafeLoader.yaml_implicit_resolvers.items()}
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", __import__("re").compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    "tag:yaml.org,2002:float",
+    __import__("re").compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
 )
 
 
@@ -286,7 +293,7 @@ def _dotted(values: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 
 def _without_foreign_preset_options(kind: Any, options: dict[str, Any], places: Mapping[str, str]) -> dict[str, Any]:
-    """A preset speaks to all methods; a method without an option of it (zero_shot has no rank) leaves that one aside."""
+    """A preset speaks to all methods; one without an option of it (zero_shot has no rank) leaves that aside."""
     return {
         name: value
         for name, value in options.items()

@@ -37,7 +37,9 @@ def evaluate(
     With ``resume``, an evaluation that is complete for the same run and data is read back instead.
     Raises UserError for bad rows, missing data, or two sources of the same name.
     """
-    sets = [data.load(source, split=split, root=root or run.config.data.root, config=run.config.data) for source in sources]
+    sets = [
+        data.load(source, split=split, root=root or run.config.data.root, config=run.config.data) for source in sources
+    ]
     names = [q.name if q.default_split else f"{q.name}.{q.split}" for q in sets]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
@@ -46,7 +48,11 @@ def evaluate(
     for name, questions in zip(names, sets, strict=True):
         folder = run.folder / "evaluations" / name
         facts = {"run": run.digest, "data_sha256": questions.sha256, "rule": run.rule.to_dict() if run.rule else None}
-        if resume and is_complete(folder) and all(read_manifest(folder).get(key) == value for key, value in facts.items()):
+        if (
+            resume
+            and is_complete(folder)
+            and all(read_manifest(folder).get(key) == value for key, value in facts.items())
+        ):
             results.append(json.loads((folder / "metrics.json").read_text(encoding="utf-8")))
             continue
         model = model or UQModel.load(run, base=base, say=say)
@@ -61,7 +67,11 @@ def evaluate(
         settings = run.config.eval
         metrics = {
             **summarize(
-                Answers.of_rows(rows), task=questions.name, split=questions.split, bins=settings.bins, resamples=settings.resamples
+                Answers.of_rows(rows),
+                task=questions.name,
+                split=questions.split,
+                bins=settings.bins,
+                resamples=settings.resamples,
             ),
             **_provenance(run, questions),
         }
@@ -145,7 +155,11 @@ def _provenance(run: Run, questions: data.QuestionSet) -> dict[str, Any]:
         "method": facts["method"],
         "seed": facts["seed"],
         "passes": facts["passes"],
-        "prompt": {"pack": facts["prompt"]["pack"], "scoring": facts["prompt"]["scoring"], "hash": facts["prompt"]["hash"]},
+        "prompt": {
+            "pack": facts["prompt"]["pack"],
+            "scoring": facts["prompt"]["scoring"],
+            "hash": facts["prompt"]["hash"],
+        },
         "dtype": facts["base"]["dtype"],
     }
 

@@ -74,12 +74,16 @@ def _fit(ready: Prepared, config: Config, folder: Path, resume: bool, say: Say) 
     method, base = config.method, ready.backbone
     for note in ready.notes:
         say(f"note: {note}")
-    say(f"{method.name} on {ready.questions.name}: {len(ready.questions):,} questions, {len(ready.calibration):,} kept for calibration")
+    sizes = f"{len(ready.questions):,} questions, {len(ready.calibration):,} kept for calibration"
+    say(f"{method.name} on {ready.questions.name}: {sizes}")
     write_atomically(folder / "config.yaml", config.to_yaml())
     write_json(folder / "environment.json", environment(str(base.model.device)))
     write_json(
         folder / "splits.json",
-        {"fit": [question.id for question in ready.questions.questions], "calibration": [question.id for question in ready.calibration]},
+        {
+            "fit": [question.id for question in ready.questions.questions],
+            "calibration": [question.id for question in ready.calibration],
+        },
     )
     if ready.questions.skipped:
         write_atomically(folder / ready.questions.rejected_name, ready.questions.rejected_jsonl())
@@ -155,7 +159,9 @@ def _refuse_foreign(folder: Path, config: Config, resume: bool) -> None:
 
     before = resolve([read_yaml(folder / "config.yaml")])
     if before.fit_hash != config.fit_hash:
-        raise UserError(f"{folder}: holds a run of another configuration ({_difference(before, config)}); choose another --output")
+        raise UserError(
+            f"{folder}: holds a run of another configuration ({_difference(before, config)}); choose another --output"
+        )
     if MANIFEST not in inside and not resume:
         raise UserError(f"{folder}: holds an unfinished run of this configuration; add --resume to continue it")
 

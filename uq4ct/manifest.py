@@ -1,7 +1,7 @@
 """Write files so that a crash never leaves half of one, and prove later that none has changed.
 
-A folder is complete when its ``manifest.json`` is there and holds: it lists size and SHA-256 of every file and is written
-last, after each file and the folder were flushed to disk. A manifest detects corruption; it does not stop an attacker who
+A folder is complete when its ``manifest.json`` is there and holds: it lists size and SHA-256 of every file and is
+written last, after each file was flushed to disk. A manifest detects corruption; it does not stop an attacker who
 rewrites both the files and the manifest.
 """
 
@@ -94,7 +94,9 @@ def verify_manifest(folder: Path) -> Mapping[str, Any]:
         elif (found := sha256(path)) != expected["sha256"]:
             problems.append(f"{path}: SHA-256 {found[:16]}..., the manifest says {expected['sha256'][:16]}...")
     if problems:
-        raise CorruptFolder([*problems, f"{folder}: changed since it was written; restore it from a copy or make it anew"])
+        raise CorruptFolder(
+            [*problems, f"{folder}: changed since it was written; restore it from a copy or make it anew"]
+        )
     return manifest
 
 

@@ -29,13 +29,22 @@ def run(resolve: Callable[[], Config], say: Say) -> None:
     for note in ready.notes:
         say(f"                          note: {note}")
     base = ready.backbone
-    say(f"[3/6] base model     ok   {base.name}, {base.parameters / 1e6:,.1f} M parameters, {base.dtype}, fingerprint {base.fingerprint[:12]}")
+    identity = f"{base.parameters / 1e6:,.1f} M parameters, {base.dtype}, fingerprint {base.fingerprint[:12]}"
+    say(f"[3/6] base model     ok   {base.name}, {identity}")
     mass, seconds = _sample(config, ready)
-    letters = " ".join(f"{letter}={token}" for letter, token in ready.encoder.letters.items())
-    tokens = f"{letters} (distinct, one token each); mass on letters {mass:.2f} over {SAMPLES} prompts" if letters else "scored by the text of the choices"
+    used = list(ready.encoder.letters.items())[: max(ready.questions.choice_counts)]
+    letters = " ".join(f"{letter}={token}" for letter, token in used)
+    tokens = (
+        f"{letters} (distinct, one token each); mass on letters {mass:.2f} over {SAMPLES} prompts"
+        if letters
+        else "scored by the text of the choices"
+    )
     say(f"[4/6] answer tokens  ok   {tokens}")
     lengths = np.array([len(example["input_ids"]) for example in ready.examples])
-    say(f"[5/6] prompt         ok   {np.median(lengths):.0f} tokens in the middle, 99 % up to {np.quantile(lengths, 0.99):.0f}, cut-off {config.prompt.max_length}; the first:")
+    middle, most, cut_off = np.median(lengths), np.quantile(lengths, 0.99), config.prompt.max_length
+    say(
+        f"[5/6] prompt         ok   {middle:.0f} tokens in the middle, 99 % up to {most:.0f}, cut-off {cut_off}; the first:"
+    )
     for line in ready.encoder.render(ready.questions.questions[0]).splitlines():
         say(f"                          | {line}")
     say(f"[6/6] memory, time   ok   {_cost(config, ready, lengths, seconds)}")

@@ -1,9 +1,9 @@
 """A run folder: one method fitted on one task with one seed, and every evaluation of it.
 
-    config.yaml, environment.json, uq4ct.json, splits.json, training_log.jsonl, calibration.jsonl,
-    adapter_config.json, adapter_model.safetensors, manifest.json          the fit; the manifest is written last
-    evaluations/<task>/{predictions.jsonl, metrics.json, manifest.json}    one folder per evaluated task
-    abstain.json                                                           the abstain rule, once one was chosen
+config.yaml, environment.json, uq4ct.json, splits.json, training_log.jsonl, calibration.jsonl,
+adapter_config.json, adapter_model.safetensors, manifest.json          the fit; the manifest is written last
+evaluations/<task>/{predictions.jsonl, metrics.json, manifest.json}    one folder per evaluated task
+abstain.json                                                           the abstain rule, once one was chosen
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ class Run:
         if not (folder / "config.yaml").is_file():
             raise UserError(f"{folder}: not a run folder, it has no config.yaml")
         if not (folder / MANIFEST).is_file():
-            raise UserError(f"{folder}: its training was not finished; the same `uq4ct train` command with --resume continues it")
+            raise UserError(
+                f"{folder}: its training was not finished; the same `uq4ct train` command with --resume continues it"
+            )
         verify_manifest(folder)
         return cls(folder)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A multiple-choice question. The prompt shows letters A, B, C, ...; ``labels`` are the row's own and are used in results.
+    """A multiple-choice question. The prompt shows letters A, B, C, ...; results use ``labels``, the row's own.
 
     >>> Question(id="1", question="Which melts first?", choices=("ice", "iron"), labels=("1", "2"), answer=0).gold
     '1'
@@ -43,7 +43,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The predictive distribution of any method over a list of questions: the one currency of metrics, reports and servers.
+    """The predictive distribution of any method over questions: the one currency of metrics, reports and servers.
 
     ``logits`` has shape (item, sample, choice), float64, ``-inf`` where an item has no such choice; a method with one
     forward pass has one sample. ``feu`` (item,) is Eq. 9 where there is a router: despite its name a CONFIDENCE, large

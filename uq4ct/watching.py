@@ -48,14 +48,19 @@ class Tally:
         """Move the sums of the update that is about to be made into the logging window."""
         self.window, self.update = self.window + self.update, torch.zeros_like(self.update)
 
-    def means(self, sum_over_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Return the means over all examples of the window and all processes, and start a new window."""
+    def means(self, sum_over_ranks: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        """Return the means over all examples of the window and all processes, and start a new window.
+
+        ``expert_load`` is each layer's list of shares: how many of its tokens chose each expert first.
+        """
         *sums, examples = sum_over_ranks(self.window).tolist()
         if not examples:
             return {}
-        means = {name: value / examples for name, value in zip(MEASURES, sums, strict=True)}
+        means: dict[str, Any] = {name: value / examples for name, value in zip(MEASURES, sums, strict=True)}
         if self.experts:
-            means["expert_load_entropy"] = load_entropy(sum_over_ranks(self.load).cpu().split(self.experts))
+            load = sum_over_ranks(self.load).cpu().split(self.experts)
+            means["expert_load_entropy"] = load_entropy(load)
+            means["expert_load"] = [[round(share, 4) for share in (layer / layer.sum()).tolist()] for layer in load]
         else:
             means = {name: means[name] for name in ("ce", "accuracy")}
         self.reset()

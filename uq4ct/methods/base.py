@@ -23,7 +23,7 @@ Progress = Callable[[int, int], None]  # (items done, items in all)
 
 
 class TrainConfig(BaseModel):
-    """Training options under the exact names of ``transformers.TrainingArguments``; any other of its fields may be added.
+    """Training options under the names of ``transformers.TrainingArguments``; any other of its fields may be added.
 
     The defaults are the paper's (A.4) and, where it is silent, those of the code base it extends.
 
@@ -96,8 +96,8 @@ class Bench:
 class Method(BaseModel):
     """A way to fine-tune a model and to predict with it. A file of this folder with one subclass is one method.
 
-    ``fit`` writes what it learned into ``bench.folder`` and returns the model ready to predict; ``load`` builds the same
-    model again from that folder; ``predict`` turns encoded questions into a ``Prediction``.
+    ``fit`` writes what it learned into ``bench.folder`` and returns the model ready to predict; ``load`` builds the
+    same model again from that folder; ``predict`` turns encoded questions into a ``Prediction``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -225,7 +225,5 @@ def training_arguments(bench: Bench) -> Any:
 def load_adapter(model: Any, folder: Path) -> Any:
     """Put a saved adapter on a base model, in evaluation mode."""
     import peft
-
-    import uq4ct.adapters  # registers the mixture in PEFT
 
     return peft.PeftModel.from_pretrained(model, str(folder), use_safetensors=True).eval()

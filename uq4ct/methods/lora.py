@@ -1,4 +1,4 @@
-"""LoRA (Eq. 1): one low-rank adapter trained by maximum likelihood; the paper's lower bound, at a matched parameter count."""
+"""LoRA (Eq. 1): one low-rank adapter trained by maximum likelihood, the paper's lower bound."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Lora(Method):
-    """Train PEFT's LoRA on attention and FFN by cross entropy alone. Rank 80 is the paper's match to 8 experts of rank 16."""
+    """Train PEFT's LoRA on attention and FFN by cross entropy. Rank 80 is the paper's match to 8 experts of rank 16."""
 
     name: ClassVar[str] = "lora"
     summary: ClassVar[str] = "one LoRA adapter, cross entropy"
@@ -34,7 +34,7 @@ class Lora(Method):
         return LoraConfig(
             task_type="CAUSAL_LM",
             r=self.rank,
-            lora_alpha=self.alpha,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]  # any number works
             lora_dropout=self.dropout,
             use_rslora=self.rslora,
             target_modules=list(self.target_modules or linear_targets(model)),

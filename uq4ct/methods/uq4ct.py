@@ -1,4 +1,4 @@
-"""UQ4CT: the mixture of LoRA experts whose functional-level epistemic uncertainty is tied to correctness (Eqs. 9-12)."""
+"""UQ4CT: a mixture of LoRA experts whose functional-level epistemic uncertainty follows correctness (Eqs. 9-12)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Uq4ct(MixtureMethod):
-    """Train a mixture of LoRA experts with L = CE + alpha L_b + beta L_cal. FEU is a confidence: large means certain."""
+    """Train a mixture of LoRA experts by L = CE + alpha L_b + beta L_cal. FEU is a confidence: large means certain."""
 
     name: ClassVar[str] = "uq4ct"
     summary: ClassVar[str] = "mixture of LoRA experts calibrated while it is fine-tuned (the paper's method)"
