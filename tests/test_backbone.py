@@ -166,6 +166,28 @@ def test_a_folder_without_a_tokenizer(folder):
     )
 
 
+def test_a_tokenizer_is_the_one_of_its_file_whatever_the_model_s_type_suggests(folder):
+    """transformers would split the text of every Qwen2 model as Qwen does."""
+    from tokenizers import Tokenizer
+
+    edit(folder, model_type="qwen2", architectures=["Qwen2ForCausalLM"])
+    add_biases(folder, {name: torch.zeros(8) for name in ("q", "k", "v")})
+    found, own = load(folder).tokenizer, Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert len(found) == own.get_vocab_size() == 16
+    assert found("Question: A")["input_ids"] == own.encode("Question: A").ids == [3, 4, 6]
+    assert (found.padding_side, found.eos_token) == ("left", "</s>")
+
+
+def add_biases(folder: Path, biases: dict[str, torch.Tensor]) -> None:
+    """Qwen2 is Llama with a bias on query, key and value."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    for name, bias in biases.items():
+        tensors |= {f"model.layers.{layer}.self_attn.{name}_proj.bias": bias.clone() for layer in range(2)}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 def test_a_broken_tokenizer(folder):
     (folder / "tokenizer.json").write_text("{}")
     assert refusal(folder).startswith(f"model.name: the tokenizer of {folder} cannot be read (")

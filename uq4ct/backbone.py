@@ -233,13 +233,35 @@ def _tokenizer(source: str, commit: str | None, config: ModelConfig) -> Any:
         raise UserError(
             f"model.name: {source} has no tokenizer (looked for {', '.join(known)}); copy the tokenizer's files there"
         )
+    options: dict[str, Any] = {"revision": commit or config.revision, "padding_side": "left"}
     try:
-        return AutoTokenizer.from_pretrained(
-            source, revision=commit or config.revision, trust_remote_code=config.trust_remote_code, padding_side="left"
-        )
+        found = AutoTokenizer.from_pretrained(source, trust_remote_code=config.trust_remote_code, **options)
+        return _as_its_file_says(found, source, options)
     except Exception as error:
         reason = _first_line(error)
         raise UserError(f"model.name: the tokenizer of {source} cannot be read ({reason}); copy it again") from error
+
+
+# Where tokenizers part: digits, contractions, capitals, spaces and line breaks in a row, accents, other scripts.
+_PROBE = "Question: in 2024  he'd got 12345.6 m\n\nA. Ünïté e\u0301 (naïve)\nB. 東京, Москва\tX_y\nAnswer: A"
+
+
+def _as_its_file_says(tokenizer: Any, source: str, options: dict[str, Any]) -> Any:
+    """Return the tokenizer that ``tokenizer.json`` describes where transformers built another one.
+
+    For some model types (Qwen2 among them) transformers takes only the vocabulary from the file and splits text by the
+    type's own rules; a model of that type that was trained with another tokenizer would get other tokens, unnoticed.
+    """
+    from transformers import PreTrainedTokenizerFast
+    from transformers.utils import cached_file
+
+    if type(tokenizer) is PreTrainedTokenizerFast or not getattr(tokenizer, "is_fast", False):
+        return tokenizer
+    missing_is_fine = {"_raise_exceptions_for_missing_entries": False}
+    if cached_file(source, "tokenizer.json", revision=options["revision"], **missing_is_fine) is None:
+        return tokenizer
+    own = PreTrainedTokenizerFast.from_pretrained(source, **options)
+    return tokenizer if own(_PROBE)["input_ids"] == tokenizer(_PROBE)["input_ids"] else own
 
 
 def _model(source: str, commit: str | None, config: ModelConfig, settings: Any) -> Any:

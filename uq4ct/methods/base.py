@@ -216,14 +216,19 @@ def training_arguments(bench: Bench) -> Any:
     """Translate a bench's options into ``transformers.TrainingArguments``."""
     import transformers
 
-    options = bench.train.model_dump()
-    return transformers.TrainingArguments(
-        output_dir=str(bench.folder), seed=bench.seed, report_to=options.pop("report_to", "none"), **options
-    )
+    options = {
+        "report_to": "none",
+        # the Trainer would move the model to a GPU that it finds, and leave processes on CPUs on their own
+        "use_cpu": bench.model.device.type == "cpu",
+        **bench.train.model_dump(),
+    }
+    return transformers.TrainingArguments(output_dir=str(bench.folder), seed=bench.seed, **options)
 
 
 def load_adapter(model: Any, folder: Path) -> Any:
     """Put a saved adapter on a base model, in evaluation mode."""
     import peft
+
+    import uq4ct.adapters  # noqa: F401  # makes the mixture known to PEFT
 
     return peft.PeftModel.from_pretrained(model, str(folder), use_safetensors=True).eval()
