@@ -88,6 +88,12 @@ def test_the_run_folder_says_what_was_done(run):
     assert not list(run.folder.glob("checkpoint-*"))
 
 
+def test_a_fresh_process_loads_the_run(run):
+    asked = [sys.executable, "-m", "uq4ct", "ask", str(run.folder), "-q", "Which?", "-c", "ice", "-c", "iron", "--json"]
+    printed = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+    assert json.loads(printed)["choice"] in ("ice", "iron")
+
+
 def test_a_complete_run_is_not_trained_again(run, questions):
     before = (run.folder / "adapter_model.safetensors").stat().st_mtime_ns
     fitting.train(run.config, say=lambda line: None)
