@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,7 +13,7 @@ from uq4ct import data, predictions
 from uq4ct.answering import UQModel
 from uq4ct.config import Config
 from uq4ct.errors import UserError
-from uq4ct.manifest import MANIFEST, verify_manifest, write_atomically, write_json, write_manifest
+from uq4ct.manifest import MANIFEST, sha256, verify_manifest, write_atomically, write_json, write_manifest
 from uq4ct.runs import FIT_FILES, Run, Say, claimed, environment, to_stderr
 from uq4ct.types import Question
 
@@ -26,6 +28,7 @@ class Prepared(NamedTuple):
     questions: data.QuestionSet
     calibration: tuple[Question, ...]
     examples: list[dict[str, Any]]
+    calibration_examples: list[dict[str, Any]]
     backbone: Backbone
     encoder: Encoder
     notes: tuple[str, ...]
@@ -46,38 +49,82 @@ def prepare(config: Config) -> Prepared:
     encoder = Encoder(backbone.tokenizer, config.prompt, context_length=backbone.context_length)
     config.method.check(backbone.model)
     examples, notes = encoder.encode_training(questions.questions)
-    return Prepared(questions, calibration, examples, backbone, encoder, (*questions.notes, *notes))
+    asked = encoder.encode_all(calibration)
+    return Prepared(questions, calibration, examples, asked, backbone, encoder, (*questions.notes, *notes))
 
 
 def train(config: Config, *, resume: bool = False, say: Say = to_stderr) -> Run:
     """Fit one method and write the run folder; a complete folder of the same configuration is returned as it is.
 
-    Raises UserError for an output folder that is in use, unfinished without ``resume``, or of another configuration.
+    Below ``torchrun`` every process fits, and the main one alone checks, claims and writes the folder.
+    Raises UserError for an output folder that is in use, unfinished without ``resume``, of another configuration, or
+    fitted on a file that has changed since.
     """
     if not config.output.folder:
         raise UserError("output.folder: name the folder of the run with --output DIR")
-    folder = Path(config.output.folder)
-    _refuse_foreign(folder, config, resume)
+    folder, main = Path(config.output.folder), is_main_process()
+    if main:
+        _refuse_foreign(folder, config, resume)
     if (folder / MANIFEST).is_file():
-        verify_manifest(folder)
-        say(f"{folder}: already complete")
-        return Run(folder)
+        return _complete(folder, say)
     ready = prepare(config)  # every mistake of the user shows before anything is written
-    with claimed(folder):
+    with claimed(folder) if main else nullcontext():
+        if main:
+            _refuse_foreign(folder, config, resume)  # again: another process may have come first
+        if (folder / MANIFEST).is_file():
+            return _complete(folder, say)
         _fit(ready, config, folder, resume, say)
     return Run(folder)
+
+
+def is_main_process() -> bool:
+    """Tell whether this is the first process of a training, or its only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _complete(folder: Path, say: Say) -> Run:
+    """Return a finished run. Raises UserError where a file of the fit, or the file it was fitted on, has changed."""
+    verify_manifest(folder)
+    run = Run(folder)
+    data_file = Path(run.facts["data"]["path"])
+    if data_file.is_file() and sha256(data_file) != run.facts["data"]["sha256"]:
+        raise UserError(f"{folder}: {data_file} has changed since this run was fitted on it; choose another --output")
+    if is_main_process():
+        say(f"{folder}: already complete")
+    return run
 
 
 def _fit(ready: Prepared, config: Config, folder: Path, resume: bool, say: Say) -> None:
     from uq4ct.methods.base import Bench
 
-    method, base = config.method, ready.backbone
+    if is_main_process():
+        _begin(ready, config, folder, say)
+    started = time.monotonic()
+    bench = Bench(
+        model=ready.backbone.model,
+        pad_token_id=ready.encoder.pad_token_id,
+        examples=ready.examples,
+        calibration=ready.calibration_examples,
+        train=config.train,
+        seed=config.output.seed,
+        folder=folder,
+        resume=resume,
+        config_hash=config.fit_hash,
+    )
+    model = config.method.fit(bench)
+    if is_main_process():
+        _finish(ready, config, UQModel(config, model, ready.encoder), folder, time.monotonic() - started, say)
+    _wait_for_all()
+
+
+def _begin(ready: Prepared, config: Config, folder: Path, say: Say) -> None:
+    """Write what is known before training: configuration, environment, splits and rejected rows."""
     for note in ready.notes:
         say(f"note: {note}")
     sizes = f"{len(ready.questions):,} questions, {len(ready.calibration):,} kept for calibration"
-    say(f"{method.name} on {ready.questions.name}: {sizes}")
+    say(f"{config.method.name} on {ready.questions.name}: {sizes}")
     write_atomically(folder / "config.yaml", config.to_yaml())
-    write_json(folder / "environment.json", environment(str(base.model.device)))
+    write_json(folder / "environment.json", environment(str(ready.backbone.model.device)))
     write_json(
         folder / "splits.json",
         {
@@ -88,23 +135,10 @@ def _fit(ready: Prepared, config: Config, folder: Path, resume: bool, say: Say) 
     if ready.questions.skipped:
         write_atomically(folder / ready.questions.rejected_name, ready.questions.rejected_jsonl())
         say(f"{len(ready.questions.skipped):,} bad rows left out, listed in {folder / ready.questions.rejected_name}")
-    started = time.monotonic()
-    bench = Bench(
-        model=base.model,
-        pad_token_id=ready.encoder.pad_token_id,
-        examples=ready.examples,
-        calibration=ready.encoder.encode_all(ready.calibration),
-        train=config.train,
-        seed=config.output.seed,
-        folder=folder,
-        resume=resume,
-        config_hash=config.fit_hash,
-    )
-    model = method.fit(bench)
-    seconds = time.monotonic() - started
-    if not _is_main_process():
-        return
-    fitted = UQModel(config, model, ready.encoder)
+
+
+def _finish(ready: Prepared, config: Config, fitted: UQModel, folder: Path, seconds: float, say: Say) -> None:
+    """Write what the fit gave, its manifest last."""
     if ready.calibration:
         rows = fitted.rows(ready.calibration, fitted.predict_questions(ready.calibration))
         predictions.write(folder / "calibration.jsonl", rows)
@@ -150,7 +184,7 @@ def _refuse_foreign(folder: Path, config: Config, resume: bool) -> None:
         return
     if not folder.is_dir():
         raise UserError(f"{folder}: a file, expected a folder for the run")
-    inside = {path.name for path in folder.iterdir()} - {".lock"}
+    inside = {path.name for path in folder.iterdir() if path.name != ".lock" and path.suffix != ".tmp"}
     if not inside:
         return
     if "config.yaml" not in inside:
@@ -185,7 +219,9 @@ def _remove_checkpoints(folder: Path) -> None:
         shutil.rmtree(path)
 
 
-def _is_main_process() -> bool:
+def _wait_for_all() -> None:
+    """Let no process go on before the main one has written the folder."""
     import torch.distributed
 
-    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
