@@ -85,6 +85,12 @@ def test_methods_are_listed_as_json(capsys):
         (["predict", ".", "in.jsonl", "-o", "out.jsonl"], "error: .: not a run folder, it has no config.yaml"),
         (["metrics", "absent.jsonl"], "error: absent.jsonl: no such file"),
         (["ls", "task"], "error: ls: 'task' is not one of tasks, methods, metrics, runs. Did you mean 'tasks'?"),
+        (["init", "-o", "absent/run.yaml"], "error: absent/run.yaml: the folder absent does not exist"),
+        (["init", "-o", "/dev/null/run.yaml"], "error: /dev/null/run.yaml: the folder /dev/null does not exist"),
+        (
+            ["train", "--method", "zero_shot", "--output", "/dev/null/run"],
+            "error: /dev/null/run: Not a directory; nothing can be written or read there",
+        ),
         (["trian"], "No such command 'trian'"),
     ],
 )

@@ -16,7 +16,7 @@ from uq4ct.config import Layer, resolve
 from uq4ct.errors import UserError
 from uq4ct.manifest import CorruptFolder
 from uq4ct.posthoc.abstain import AbstainRule
-from uq4ct.runs import Run, claimed
+from uq4ct.runs import Run, claimed, hold
 
 ROWS = [
     {
@@ -98,6 +98,37 @@ def test_a_complete_run_is_not_trained_again(run, questions):
     before = (run.folder / "adapter_model.safetensors").stat().st_mtime_ns
     fitting.train(run.config, say=lambda line: None)
     assert (run.folder / "adapter_model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_complete_run_of_a_file_that_has_changed_is_not_passed_off_as_its_fit(questions, tmp_path):
+    copy = tmp_path / "train.jsonl"
+    copy.write_text(questions.read_text(encoding="utf-8"), encoding="utf-8")
+    config = config_of(copy, tmp_path / "run", "zero_shot")
+    fitting.train(config, say=lambda line: None)
+    copy.write_text(copy.read_text(encoding="utf-8").replace("grey", "gray"), encoding="utf-8")
+    with pytest.raises(UserError, match=r"train\.jsonl has changed since this run was fitted on it"):
+        fitting.train(config, say=lambda line: None)
+
+
+def test_a_calibration_prompt_that_cannot_be_scored_shows_before_anything_is_written(tmp_path):
+    rows = [{**row, "context": "word " * 9000} for row in ROWS[:4]]
+    path = tmp_path / "long.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with pytest.raises(UserError, match="the model's context holds"):
+        fitting.train(config_of(path, tmp_path / "run"), say=lambda line: None)
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_processes_train_one_run(questions, tmp_path):
+    options = ["method.rank=2", "train.per_device_train_batch_size=2", "train.logging_steps=1"]
+    train = ["-m", "uq4ct", "train", "--data", str(questions), "--output", str(tmp_path / "run"), "--max-steps", "1"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", *train, "--set", *options]
+    done = subprocess.run(launch, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("step 1 of 1") == done.stderr.count("next: uq4ct evaluate") == 1
+    assert Run.open(tmp_path / "run").facts["n"] == 43
+    log = [json.loads(line) for line in (tmp_path / "run" / "training_log.jsonl").read_text().splitlines()]
+    assert log[0]["accuracy"] in (0.0, 0.25, 0.5, 0.75, 1.0)  # of four questions, two from each process
 
 
 def test_a_folder_of_another_configuration_is_refused(run, questions):
@@ -216,9 +247,37 @@ def test_prediction_continues_where_it_stopped(run, tmp_path, monkeypatch):
     assert (row["label"], row["correct"], row["abstained"]) == (None, None, False)
 
 
+def test_predictions_never_go_where_they_would_destroy_or_mix(run, questions, tmp_path):
+    source = tmp_path / "in.jsonl"
+    source.write_text(json.dumps(ROWS[0]) + "\n", encoding="utf-8")
+    with pytest.raises(UserError, match="is the file of questions itself"):
+        evaluating.predict(run, source, source, say=lambda line: None)
+    with pytest.raises(UserError, match="a folder, expected a file"):
+        evaluating.predict(run, source, tmp_path, say=lambda line: None)
+    with (tmp_path / "out.jsonl.partial").open("w") as file:
+        hold(file, tmp_path)
+        with pytest.raises(UserError, match=r"out\.jsonl: in use by another process"):
+            evaluating.predict(run, source, tmp_path / "out.jsonl", say=lambda line: None)
+
+
+def test_a_mistake_in_questions_leaves_the_rule_and_the_folder_as_they_were(run, questions, tmp_path):
+    rule, source = AbstainRule(0.9), tmp_path / "long.jsonl"
+    long = {"question": "Which?", "choices": ["ice", "iron"], "answer": "A", "context": "word " * 9000}
+    source.write_text(json.dumps(long) + "\n", encoding="utf-8")
+    before = sorted(path.name for path in run.folder.rglob("*"))
+    with pytest.raises(UserError, match="the model's context holds"):
+        evaluating.predict(run, source, tmp_path / "out.jsonl", rule=rule, say=lambda line: None)
+    for sources in ([str(source)], ["absent.jsonl"]):
+        with pytest.raises(UserError, match=r"the model's context holds|no such file"):
+            evaluating.evaluate(run, [str(questions), *sources], rule=rule, say=lambda line: None)
+    assert sorted(path.name for path in run.folder.rglob("*")) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["long.jsonl"]
+
+
 def test_the_abstain_rule_is_saved_and_applied(questions, tmp_path, capsys):
     run = fitting.train(config_of(questions, tmp_path / "run", "zero_shot"), say=lambda line: None)
-    AbstainRule(threshold=1.0).save(run.folder / "abstain.json")
+    (result,) = evaluating.evaluate(run, [str(questions)], rule=AbstainRule(threshold=1.0), say=lambda line: None)
+    assert result["answered"]["coverage"] == 0
     assert UQModel.load(run).predict("Which melts first?", ["ice", "iron"]).abstained
     with pytest.raises(UserError, match="are too few"):
         evaluating.target_accuracy_rule(run, 0.9)

@@ -90,6 +90,8 @@ def init(
         return
     if output.exists():
         raise UserError(f"{output}: exists already; name another file with --output")
+    if not output.parent.is_dir():
+        raise UserError(f"{output}: the folder {output.parent} does not exist")
     text = template.commented_config(task=task, model=model, method=method, folder=f"runs/{Path(task).stem}-{method}")
     output.write_text(text, encoding="utf-8")
     _say(f"wrote {output}\nnext: uq4ct validate --config {output}")
@@ -138,7 +140,8 @@ def train(
 
     resolved = _config(model, data, method, output, max_steps, seed, preset, config, settings, data_root, skip_bad_rows)
     run = fitting.train(resolved, resume=resume)
-    _say(f"next: uq4ct evaluate {run.folder} --data ...   uq4ct ask {run.folder}")
+    if fitting.is_main_process():
+        _say(f"next: uq4ct evaluate {run.folder} --data ...   uq4ct ask {run.folder}")
 
 
 @app.command()
@@ -170,9 +173,16 @@ def evaluate(
     from uq4ct.runs import Run
 
     opened = Run.open(run)
-    _choose_rule(opened, abstain_below, target_accuracy)
     results = evaluating.evaluate(
-        opened, data, split=split, root=data_root, batch_size=batch_size, base=base, resume=resume, progress=_bar
+        opened,
+        data,
+        split=split,
+        root=data_root,
+        batch_size=batch_size,
+        base=base,
+        resume=resume,
+        rule=_rule(opened, abstain_below, target_accuracy),
+        progress=_bar,
     )
     if as_json:
         print(json.dumps({"run": str(run), "results": results}, ensure_ascii=False, allow_nan=False))
@@ -198,9 +208,11 @@ def predict(
     from uq4ct.runs import Run
 
     opened = Run.open(run)
-    _choose_rule(opened, abstain_below, target_accuracy)
+    rule = _rule(opened, abstain_below, target_accuracy)
     with _bar_of("predict") as progress:
-        count = evaluating.predict(opened, source, output, batch_size=batch_size, base=base, progress=progress)
+        count = evaluating.predict(
+            opened, source, output, batch_size=batch_size, rule=rule, base=base, progress=progress
+        )
     _say(f"wrote {count:,} predictions to {output}")
 
 
@@ -314,10 +326,14 @@ def invoke(arguments: list[str]) -> int:
         return 130
     except SystemExit as error:  # training was interrupted, after it saved a checkpoint
         if checkpoint := getattr(error, "checkpoint", None):
-            _say(f"interrupted; {checkpoint} is saved, the same command with --resume continues")
+            again = " with --resume" if arguments[:1] == ["train"] else ""
+            _say(f"interrupted; {checkpoint} is saved, the same command{again} continues")
         return error.code if isinstance(error.code, int) else 1
     except BrokenPipeError:
         return 0
+    except (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError) as error:
+        _say(f"error: {error.filename}: {error.strerror}; nothing can be written or read there")
+        return 2
     except Exception:
         import traceback
 
@@ -376,7 +392,8 @@ def _config(
     from uq4ct import config as configuration
 
     if preset not in configuration.PRESETS:
-        raise UserError(f"--preset: '{preset}' is not one of {', '.join(configuration.PRESETS)}")
+        near = did_you_mean(preset, list(configuration.PRESETS))
+        raise UserError(f"--preset: '{preset}' is not one of {', '.join(configuration.PRESETS)}.{near}")
     layers = [configuration.Layer.of(configuration.PRESETS[preset], f"preset {preset}")]
     if config is not None:
         layers.append(configuration.read_yaml(config))
@@ -399,18 +416,20 @@ def _config(
     return configuration.resolve(layers)
 
 
-def _choose_rule(run: Any, abstain_below: float | None, target_accuracy: float | None) -> None:
-    """Choose the abstain rule that flags ask for and save it with the run."""
+def _rule(run: Any, abstain_below: float | None, target_accuracy: float | None) -> Any:
+    """Return the abstain rule that flags ask for, or None."""
     from uq4ct import evaluating
     from uq4ct.posthoc.abstain import AbstainRule
 
     if abstain_below is not None and target_accuracy is not None:
         raise UserError("give --abstain-below or --target-accuracy, not both")
     if abstain_below is not None:
-        AbstainRule(threshold=abstain_below).save(run.folder / "abstain.json")
-    if target_accuracy is not None:
-        rule = evaluating.target_accuracy_rule(run, target_accuracy)
-        _say(f"abstain below confidence {rule.threshold:.4f}: {rule.describe()}")
+        return AbstainRule(threshold=abstain_below)
+    if target_accuracy is None:
+        return None
+    rule = evaluating.target_accuracy_rule(run, target_accuracy)
+    _say(f"abstain below confidence {rule.threshold:.4f}: {rule.describe()}")
+    return rule
 
 
 @contextmanager

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from uq4ct import data, predictions
 from uq4ct.answering import UQModel
@@ -14,7 +15,7 @@ from uq4ct.errors import UserError
 from uq4ct.manifest import is_complete, read_manifest, write_json, write_manifest
 from uq4ct.metrics import Answers, summarize
 from uq4ct.posthoc.abstain import AbstainRule
-from uq4ct.runs import Run, Say, to_stderr
+from uq4ct.runs import RULE, Run, Say, hold, to_stderr
 
 CHUNK = 512  # questions between two writes of a prediction file; an interrupted prediction loses at most one chunk
 
@@ -28,14 +29,16 @@ def evaluate(
     batch_size: int | None = None,
     base: str | None = None,
     resume: bool = False,
+    rule: AbstainRule | None = None,
     model: UQModel | None = None,
     progress: Callable[[str, int], Callable[[int, int], None]] | None = None,
     say: Say = to_stderr,
 ) -> list[dict[str, Any]]:
     """Score every question of each source and write ``evaluations/<task>/`` below the run; return the metrics.
 
-    With ``resume``, an evaluation that is complete for the same run and data is read back instead.
-    Raises UserError for bad rows, missing data, or two sources of the same name.
+    With ``resume``, an evaluation that is complete for the same run and data is read back instead. A ``rule`` is saved
+    with the run and applied, here and from now on.
+    Raises UserError for bad rows, missing data, or two sources of the same name; nothing is written then.
     """
     sets = [
         data.load(source, split=split, root=root or run.config.data.root, config=run.config.data) for source in sources
@@ -44,18 +47,24 @@ def evaluate(
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise UserError(f"--data: two sources are called '{repeated[0]}'; rename one file or its folder")
+    rule = rule or run.rule
+    facts = {"run": run.digest, "rule": rule.to_dict() if rule else None}
+    folders = [run.folder / "evaluations" / name for name in names]
+    kept = [
+        resume and _is_evaluated(folder, {**facts, "data_sha256": questions.sha256})
+        for folder, questions in zip(folders, sets, strict=True)
+    ]
+    if not all(kept):
+        model = replace(model or UQModel.load(run, base=base, say=say), rule=rule)
+        # a prompt that cannot be scored shows before anything is written
+        model.encoder.encode_all([q for done, part in zip(kept, sets, strict=True) if not done for q in part.questions])
+    if rule != run.rule and rule is not None:
+        rule.save(run.folder / RULE)
     results = []
-    for name, questions in zip(names, sets, strict=True):
-        folder = run.folder / "evaluations" / name
-        facts = {"run": run.digest, "data_sha256": questions.sha256, "rule": run.rule.to_dict() if run.rule else None}
-        if (
-            resume
-            and is_complete(folder)
-            and all(read_manifest(folder).get(key) == value for key, value in facts.items())
-        ):
+    for name, folder, questions, done in zip(names, folders, sets, kept, strict=True):
+        if done or model is None:
             results.append(json.loads((folder / "metrics.json").read_text(encoding="utf-8")))
             continue
-        model = model or UQModel.load(run, base=base, say=say)
         for note in questions.notes:
             say(f"note: {note}")
         prediction = model.predict_questions(
@@ -79,7 +88,7 @@ def evaluate(
         (folder / "manifest.json").unlink(missing_ok=True)
         predictions.write(folder / "predictions.jsonl", rows)
         write_json(folder / "metrics.json", metrics)
-        write_manifest(folder, ["predictions.jsonl", "metrics.json"], **facts)
+        write_manifest(folder, ["predictions.jsonl", "metrics.json"], data_sha256=questions.sha256, **facts)
         results.append(metrics)
     return results
 
@@ -97,16 +106,16 @@ def predict(
 ) -> int:
     """Answer every question of a file, labelled or not, and write prediction rows; return how many.
 
-    An interrupted prediction of the same file continues where it stopped. Raises UserError with every bad row.
+    An interrupted prediction of the same file continues where it stopped. A ``rule`` is saved with the run and applied.
+    Raises UserError with every bad row or prompt, and for an output that cannot be written; nothing is written then.
     """
-    if output.suffix in (".csv", ".parquet"):
-        raise UserError(f"{output}: predictions are written as JSON lines; name the output .jsonl")
-    if not output.parent.is_dir():
-        raise UserError(f"{output}: the folder {output.parent} does not exist")
+    _refuse_bad_output(source, output)
     questions = data.read_file(source, config=run.config.data, require_answers=False)
     model = UQModel.load(run, base=base, say=say)
+    model.encoder.encode_all(questions.questions)  # a prompt that cannot be scored shows before anything is written
     if rule is not None:
-        model = UQModel(model.config, model.model, model.encoder, rule)
+        rule.save(run.folder / RULE)
+        model = replace(model, rule=rule)
     facts = {
         "run": run.digest,
         "input": questions.sha256,
@@ -114,26 +123,27 @@ def predict(
         "batch_size": batch_size,
     }
     partial, receipt = output.with_name(f"{output.name}.partial"), output.with_name(f"{output.name}.partial.json")
-    done = _rows_done(partial, receipt, facts)
-    if done:
-        say(f"{output}: continuing after {done:,} of {len(questions):,} questions")
-    write_json(receipt, facts)
-    with partial.open("a", encoding="utf-8") as file:
+    with partial.open("a+b") as file:
+        hold(file, output)
+        done = _rows_done(file, receipt, facts)
+        if done:
+            say(f"{output}: continuing after {done:,} of {len(questions):,} questions")
+        write_json(receipt, facts)
         for start in range(done, len(questions), CHUNK):
             chunk = questions.questions[start : start + CHUNK]
             for row in model.rows(chunk, model.predict_questions(chunk, batch_size=batch_size)):
-                file.write(predictions.to_line(row))
+                file.write(predictions.to_line(row).encode())
             file.flush()
             os.fsync(file.fileno())
             if progress:
                 progress(start + len(chunk), len(questions))
-    os.replace(partial, output)
-    receipt.unlink()
+        os.replace(partial, output)
+        receipt.unlink()
     return len(questions)
 
 
 def target_accuracy_rule(run: Run, target: float) -> AbstainRule:
-    """Fit the abstain threshold on the run's calibration split and save it with the run.
+    """Fit the abstain threshold on the run's calibration split.
 
     Raises UserError where the run has no calibration split or no threshold reaches the target with 95 % confidence.
     """
@@ -143,9 +153,7 @@ def target_accuracy_rule(run: Run, target: float) -> AbstainRule:
             f"{run.folder}: --target-accuracy needs a calibration split, and the run was trained with "
             "data.calibration_fraction 0; give a threshold with --abstain-below"
         )
-    rule = AbstainRule.fit(predictions.read(path), target_accuracy=target)
-    rule.save(run.folder / "abstain.json")
-    return rule
+    return AbstainRule.fit(predictions.read(path), target_accuracy=target)
 
 
 def _provenance(run: Run, questions: data.QuestionSet) -> dict[str, Any]:
@@ -164,20 +172,30 @@ def _provenance(run: Run, questions: data.QuestionSet) -> dict[str, Any]:
     }
 
 
-def _rows_done(partial: Path, receipt: Path, facts: dict[str, Any]) -> int:
-    """Count the whole rows of an interrupted prediction of the same run and input, dropping a half-written one."""
-    if not (partial.is_file() and receipt.is_file()):
-        partial.unlink(missing_ok=True)
-        return 0
+def _is_evaluated(folder: Path, facts: Mapping[str, Any]) -> bool:
+    """Tell whether a folder holds a whole evaluation of the same run, data and rule."""
+    return is_complete(folder) and all(read_manifest(folder).get(key) == value for key, value in facts.items())
+
+
+def _refuse_bad_output(source: Path, output: Path) -> None:
+    if output.suffix in (".csv", ".parquet"):
+        raise UserError(f"{output}: predictions are written as JSON lines; name the output .jsonl")
+    if output.is_dir():
+        raise UserError(f"{output}: a folder, expected a file to write predictions to")
+    if not output.parent.is_dir():
+        raise UserError(f"{output}: the folder {output.parent} does not exist")
+    if output.exists() and source.exists() and output.samefile(source):
+        raise UserError(f"{output}: is the file of questions itself; choose another --output")
+
+
+def _rows_done(file: BinaryIO, receipt: Path, facts: Mapping[str, Any]) -> int:
+    """Count the whole rows of an interrupted prediction of the same run and input, and cut off everything else."""
     try:
         same = json.loads(receipt.read_text(encoding="utf-8")) == facts
-    except ValueError:
+    except (OSError, ValueError):
         same = False
-    if not same:
-        partial.unlink()
-        return 0
-    content = partial.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    with partial.open("r+b") as file:
-        file.truncate(len(whole))
-    return whole.count(b"\n")
+    file.seek(0)
+    content = file.read() if same else b""
+    whole = content.rfind(b"\n") + 1
+    file.truncate(whole)
+    return content.count(b"\n", 0, whole)

@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import os
 import platform
 import sys
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from uq4ct import config as configuration
 from uq4ct.config import Config
@@ -29,6 +30,7 @@ from uq4ct.posthoc.abstain import AbstainRule
 
 Say = Callable[[str], None]
 
+RULE = "abstain.json"
 FIT_FILES = (
     "config.yaml",
     "environment.json",
@@ -60,9 +62,18 @@ class Run:
         """
         folder = Path(folder)
         if not folder.is_dir():
+            if folder.exists():
+                raise UserError(f"{folder}: a file, expected the folder of a run")
             raise UserError(f"{folder}: no such run folder; `uq4ct train ... --output {folder}` makes one")
         if not (folder / "config.yaml").is_file():
-            raise UserError(f"{folder}: not a run folder, it has no config.yaml")
+            if (folder / "adapter_config.json").is_file():
+                raise UserError(
+                    f"{folder}: an adapter without its run (no config.yaml); load it with peft after `import uq4ct`, "
+                    "or give the folder that `uq4ct train` wrote"
+                )
+            raise UserError(
+                f"{folder}: not a run folder, it has no config.yaml; give the folder that `uq4ct train` wrote"
+            )
         if not (folder / MANIFEST).is_file():
             raise UserError(
                 f"{folder}: its training was not finished; the same `uq4ct train` command with --resume continues it"
@@ -73,7 +84,11 @@ class Run:
     @cached_property
     def config(self) -> Config:
         """The resolved configuration of the run."""
-        return configuration.resolve([configuration.read_yaml(self.folder / "config.yaml")])
+        try:
+            return configuration.resolve([configuration.read_yaml(self.folder / "config.yaml")])
+        except UserError as error:
+            advice = f"{self.folder}: not of this version of uq4ct; use the one that its environment.json names"
+            raise UserError([*error.problems, advice]) from error
 
     @cached_property
     def facts(self) -> dict[str, Any]:
@@ -88,7 +103,7 @@ class Run:
     @property
     def rule(self) -> AbstainRule | None:
         """The abstain rule saved with the run, if one was chosen."""
-        path = self.folder / "abstain.json"
+        path = self.folder / RULE
         return AbstainRule.load(path) if path.is_file() else None
 
 
@@ -100,17 +115,22 @@ def claimed(folder: Path) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            lock.seek(0)
-            raise UserError(f"{folder}: in use by another process ({lock.read().strip() or 'unknown'})") from error
-        import os
-
+        lock.seek(0)
+        hold(lock, folder, f" ({lock.read().strip() or 'unknown'})")
         lock.truncate(0)
         lock.write(f"{platform.node()} pid {os.getpid()}")
         lock.flush()
         yield
+
+
+def hold(file: IO, place: Path, holder: str = "") -> None:
+    """Hold an open file for this process until it is closed. Raises UserError when another process holds it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(f"{place}: in use by another process{holder}") from error
+    except OSError:
+        pass  # a file system without locks: better unguarded than unusable
 
 
 def environment(device: str) -> dict[str, Any]:
