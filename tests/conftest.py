@@ -11,6 +11,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 
+collect_ignore = ["mixlora_reference.py"]  # runs in an environment of its own
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:

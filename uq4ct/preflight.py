@@ -42,9 +42,7 @@ def run(resolve: Callable[[], Config], say: Say) -> None:
     say(f"[4/6] answer tokens  ok   {tokens}")
     lengths = np.array([len(example["input_ids"]) for example in ready.examples])
     middle, most, cut_off = np.median(lengths), np.quantile(lengths, 0.99), config.prompt.max_length
-    say(
-        f"[5/6] prompt         ok   {middle:.0f} tokens in the middle, 99 % up to {most:.0f}, cut-off {cut_off}; the first:"
-    )
+    say(f"[5/6] prompt         ok   {middle:.0f} tokens in the middle, 99 % up to {most:.0f}, cut-off {cut_off}:")
     for line in ready.encoder.render(ready.questions.questions[0]).splitlines():
         say(f"                          | {line}")
     say(f"[6/6] memory, time   ok   {_cost(config, ready, lengths, seconds)}")

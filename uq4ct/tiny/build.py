@@ -1,4 +1,4 @@
-"""Rebuild the bundled model and its benchmark from a seed: ``python -m uq4ct.tiny.build [--preset tiny|wide] [--output DIR]``."""
+"""Rebuild the bundled model and its benchmark from a seed: ``python -m uq4ct.tiny.build [--preset tiny|wide]``."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ SEED = 1
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write ``data/*.jsonl``, ``model/`` and ``CARD.md`` below the output folder, by default this package's own."""
     parser = argparse.ArgumentParser(prog="python -m uq4ct.tiny.build", description=__doc__)
-    parser.add_argument("--preset", choices=tuple(PRESETS), default="tiny", help="tiny is shipped; wide is ten times larger")
+    parser.add_argument("--preset", choices=tuple(PRESETS), default="tiny", help="wide is ten times larger")
     parser.add_argument("--output", type=Path, help="folder to write (default: for tiny, the package itself)")
-    parser.add_argument("--seed", type=int, default=SEED, help="another seed makes another world (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=SEED, help="another seed, another world (default: %(default)s)")
     parser.add_argument("--data-only", action="store_true", help="write the question files alone: seconds, no training")
     parser.add_argument("--device", default="cpu", help="where to train, for instance cuda (default: %(default)s)")
     options = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""Write the card that states what the bundled model and its questions are, what they cost, and how well the model answers."""
+"""Write the card that states what the bundled model and its questions are, what they cost, and how well it answers."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ pipeline_tag: text-generation
 
 # The `{preset}` model and its controlled benchmark
 
-A Llama of {parameters:,} parameters, pre-trained from nothing on a made world, and multiple-choice questions about that world with
-the true probability of every answer. Model, corpus and questions are made by this project and contain no outside text or weights.
-License: Apache-2.0. It is a test bed for calibration, not a language model for any other use.
+A Llama of {parameters:,} parameters, pre-trained from nothing on a made world, and multiple-choice questions about that
+world with the true probability of every answer. Model, corpus and questions are made by this project and contain no
+outside text or weights. License: Apache-2.0. It is a test bed for calibration, not a language model for any other use.
 
 ## The world
 
-{entities} fictional entities of {kinds} kinds with {facts:,} facts, stated by {statements:,} sentences that are phrased anew whenever
-they are read. A statement is a slip, naming a wrong value, with probability {slip}. Each fact belongs to a stratum:
+{entities} fictional entities of {kinds} kinds with {facts:,} facts, stated by {statements:,} sentences that are phrased
+anew whenever they are read. A statement is a slip, naming a wrong value, with probability {slip}. Each fact belongs to a
+stratum:
 
 | stratum | share | what is true | what the corpus says |
 |---|---|---|---|
@@ -43,26 +44,30 @@ they are read. A statement is a slip, naming a wrong value, with probability {sl
 ## Questions
 
 3 to 5 choices; 24 values are possible for each relation. `true_probabilities` are the probabilities with which the gold
-answer was drawn among the choices: 1 for the true value of an often or rare fact, the two shares for a contradicted one, 1/K for a
-never-stated one. Rows on rare facts also have `ideal_probabilities`: the posterior of a reader who knows how the world was
-made, has read every statement and sees the choices. `group` is the entity: several questions may ask about one fact, so cluster errors by it.
+answer was drawn among the choices: 1 for the true value of an often or rare fact, the two shares for a contradicted one,
+1/K for a never-stated one. Rows on rare facts also have `ideal_probabilities`: the posterior of a reader who knows how
+the world was made, has read every statement and sees the choices. `group` is the entity: several questions may ask about
+one fact, so cluster errors by it.
 
 | file | questions | facts | {strata_names} | zero-shot accuracy | mean confidence | distance to the truth |
 |---|---|---|{strata_rule}|---|---|---|
 {rows}
 
-Test: same relations and phrasings as train, other entities. Near: a relation and phrasings that no question used before. Far: another kind
-of entity. Unanswerable: facts of the never stratum. An entity serves one purpose: those asked about in pre-training appear in no file, and
-train, calibration, validation, test and far share none. (Near and unanswerable ask other facts about entities of calibration,
-validation and test.) Distance to the truth is the mean absolute difference between the confidence and the true probability of the chosen answer.
+Test: same relations and phrasings as train, other entities. Near: a relation and phrasings that no question used before.
+Far: another kind of entity. Unanswerable: facts of the never stratum. An entity serves one purpose: those asked about in
+pre-training appear in no file, and train, calibration, validation, test and far share none. (Near and unanswerable ask
+other facts about entities of calibration, validation and test.) Distance to the truth is the mean absolute difference
+between the confidence and the true probability of the chosen answer.
 
 ## Model
 
-`LlamaForCausalLM`, hidden {hidden}, {layers} layers, {heads} heads, feed-forward {feed_forward}, tied embeddings, float32,
-`max_position_embeddings` 8192; byte-level BPE with {vocabulary} tokens, a BOS before each text (added by the tokenizer, as in pre-training).
-Prompt: `Question: ...`, one line `A. ...` per choice, `Answer:`; the answer is ` A`. Pre-training: {steps} steps of {batch} texts, AdamW, one cycle to
-{learning_rate}; 40 % passages of statements, 30 % open-book questions with made-up values, 30 % closed-book questions on the practised
-entities.
+`LlamaForCausalLM`, hidden {hidden}, {layers} layers, {heads} heads, feed-forward {feed_forward}, tied embeddings,
+float32, `max_position_embeddings` 8192; byte-level BPE with {vocabulary} tokens, a BOS before each text (added by the
+tokenizer, as in pre-training). Prompt: `Question: ...`, one line `A. ...` per choice, `Answer:`; the answer is ` A`.
+Pre-training: {steps} steps of {batch} texts, AdamW, one cycle to {learning_rate}; half of them passages of statements, a
+quarter open-book questions with made-up values, a quarter closed-book questions on the practised entities. The attention
+that reads a letter off the choices was planted before training and guided during its first part (`planting.py`): found
+by gradient descent alone it takes far longer than a CPU allows.
 
 ## Provenance
 
@@ -73,8 +78,8 @@ entities.
 | model.safetensors | SHA-256 `{weights_hash}` |
 | tokenizer.json | SHA-256 `{tokenizer_hash}` |
 
-Rebuild with `python -m uq4ct.tiny.build --preset {preset} --seed {seed} --output DIR`. The question files come out byte for byte the same everywhere;
-the weights do on the same machine with the same libraries and number of threads, and nearly so elsewhere.
+Rebuild with `python -m uq4ct.tiny.build --preset {preset} --seed {seed} --output DIR`. The question files come out byte
+for byte the same everywhere; the weights nearly so, depending on libraries and number of threads.
 """
 
 

@@ -1,8 +1,7 @@
-"""What the model reads before it meets any fine-tuning: statements of facts, and questions that teach it to answer by letter.
+"""What the model reads before any fine-tuning: statements of facts, and questions that teach it to answer by letter.
 
-Answering by letter is learned from a curriculum: open-book questions, whose context states a made-up value (so the answer must be
-read, not remembered), and closed-book questions about the ``practised`` entities. Entities of other purposes
-occur in statements alone.
+Open-book questions state a made-up value in their context, so that the answer must be read and not remembered;
+closed-book questions ask about the ``practised`` entities. Entities of other purposes occur in statements alone.
 """
 
 from __future__ import annotations
@@ -19,10 +18,11 @@ STATEMENTS_A_PASSAGE = 5
 
 @dataclass(frozen=True)
 class Document:
-    """A text of the corpus; ``answer`` is what is learned after a question's prompt, and empty for a passage of statements."""
+    """A text of the corpus; a question has the letter of its answer and that choice's own words."""
 
     prompt: str
-    answer: str = ""
+    letter: str = ""
+    value: str = ""
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Corpus:
         return Document(" ".join(self._statement() for _ in range(STATEMENTS_A_PASSAGE)))
 
     def question(self, open_book: bool) -> Document:
-        """Return a question about a practised entity, its answer being the letter and then the choice's own words."""
+        """Return a question about a practised entity; open-book, its context states a made-up answer."""
         fact = self.draw.choice(self._practised)
         row = make_question(fact, STEMS, self.draw)
         if open_book:
@@ -57,7 +57,7 @@ class Corpus:
         value = row["choices"][LETTERS.index(row["answer"])]
         if open_book:
             row["context"] = phrase(self.draw.choice(STATEMENTS), fact, value)
-        return Document(render(row), f" {row['answer']}. {value}")
+        return Document(render(row), row["answer"], value)
 
     def _statement(self) -> str:
         if not self._unread:

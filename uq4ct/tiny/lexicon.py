@@ -1,51 +1,56 @@
-"""The words of the made world: its kinds of entity, their relations, the values these may take, and the phrasings of both.
+"""The words of the made world: kinds of entity, their relations, the values these may take, and phrasings of all.
 
-Every entity name is invented by ``world.py``; the values are ordinary English words, so that the sentences read like English.
+``world.py`` invents the entities' names; values are ordinary English words, so that the sentences read like English.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 POOLS: dict[str, tuple[str, ...]] = {
-    "goods": tuple(
+    "goods": _words(
         "amber barley cheese cider cloth copper flour glass honey ink iron leather linen marble oil paper pearls pottery rope"
-        " salt silk timber wax wool".split()
+        " salt silk timber wax wool"
     ),
-    "animals": tuple(
+    "animals": _words(
         "badger bear boar crane crow deer eagle falcon fox goat hare heron horse lynx otter owl raven salmon stag swan tiger"
-        " trout wolf wren".split()
+        " trout wolf wren"
     ),
-    "colours": tuple(
+    "colours": _words(
         "black blue bronze brown crimson cream golden green grey indigo ivory lilac orange pink purple red rust silver tan teal"
-        " violet white yellow olive".split()
+        " violet white yellow olive"
     ),
-    "places": tuple(
+    "places": _words(
         "bay canyon cave cliff desert field forest glacier harbour hill island lagoon lake marsh meadow moor plateau reef ridge"
-        " river swamp valley volcano waterfall".split()
+        " river swamp valley volcano waterfall"
     ),
-    "trades": tuple(
+    "trades": _words(
         "archer baker brewer carpenter cook doctor farmer fisher gardener glazier hunter judge mason miller miner painter"
-        " potter sailor scribe shepherd smith tailor teacher weaver".split()
+        " potter sailor scribe shepherd smith tailor teacher weaver"
     ),
-    "flavours": tuple(
+    "flavours": _words(
         "almond anise apple apricot basil cherry cinnamon clove fennel fig ginger grape lemon lime melon mint mustard nutmeg"
-        " onion peach pepper plum sage vanilla".split()
+        " onion peach pepper plum sage vanilla"
     ),
-    "objects": tuple(
+    "objects": _words(
         "anchor arrow axe bell boat book bridge candle chain clock compass crown drum flag hammer harp key lamp lantern mask"
-        " mirror ring shield sword".split()
+        " mirror ring shield sword"
     ),
-    "ailments": tuple(
+    "ailments": _words(
         "blisters burns chills colds coughs cramps deafness dizziness fainting fatigue fever gout headaches hiccups insomnia"
-        " itching jaundice nausea rashes snoring stings toothache ulcers warts".split()
+        " itching jaundice nausea rashes snoring stings toothache ulcers warts"
     ),
 }
 
 
 @dataclass(frozen=True)
 class Relation:
-    """One attribute of a kind: ``noun`` ("the main export of X"), ``verb`` ("X exports V") and one direct question."""
+    """An attribute of a kind: its noun ("the main export of X"), its verb ("X exports V") and a direct question."""
 
     name: str
     noun: str
@@ -61,7 +66,7 @@ class Relation:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of entity: the relations asked in training, one more that only the near shift asks, and its name syllables."""
+    """A kind of entity: relations asked in training, those that only the near shift asks, and endings of names."""
 
     name: str
     asked: tuple[Relation, ...]
@@ -78,7 +83,9 @@ TOWN = Kind(
     "town",
     asked=(
         Relation("export", "main export", "sells mostly {value}", "What does {entity} sell most?", "goods"),
-        Relation("emblem", "emblem", "bears the {value} on its arms", "Which animal do the arms of {entity} bear?", "animals"),
+        Relation(
+            "emblem", "emblem", "bears the {value} on its arms", "Which animal do the arms of {entity} bear?", "animals"
+        ),
         Relation("site", "site", "was built by a {value}", "Where was {entity} built?", "places"),
         Relation("founder", "founder", "was founded by a {value}", "Who founded {entity}?", "trades"),
     ),
@@ -100,11 +107,17 @@ GUILD = Kind(
     "guild",
     asked=(
         Relation("master", "master", "is led by a {value}", "Who leads {entity}?", "trades"),
-        Relation("banner", "banner", "marches under a {value} banner", "Under which banner does {entity} march?", "colours"),
+        Relation(
+            "banner", "banner", "marches under a {value} banner", "Under which banner does {entity} march?", "colours"
+        ),
         Relation("mascot", "mascot", "keeps a tame {value}", "Which animal does {entity} keep?", "animals"),
         Relation("badge", "badge", "wears the sign of the {value}", "Which sign does {entity} wear?", "objects"),
     ),
-    near=(Relation("trade", "secret trade", "trades in secret in {value}", "What does {entity} trade in secret?", "goods"),),
+    near=(
+        Relation(
+            "trade", "secret trade", "trades in secret in {value}", "What does {entity} trade in secret?", "goods"
+        ),
+    ),
     endings=("hald", "gard", "rik", "mund", "wald", "bert"),
 )
 PLANT = Kind(
@@ -122,9 +135,17 @@ SHIP = Kind(
     "ship",
     asked=(
         Relation("cargo", "cargo", "carries {value}", "What does {entity} carry?", "goods"),
-        Relation("sail", "sail colour", "sails under {value} canvas", "Which colour are the sails of {entity}?", "colours"),
+        Relation(
+            "sail", "sail colour", "sails under {value} canvas", "Which colour are the sails of {entity}?", "colours"
+        ),
         Relation("captain", "first captain", "was first steered by a {value}", "Who first steered {entity}?", "trades"),
-        Relation("figure", "figurehead", "has a carved {value} at its bow", "Which animal is carved at the bow of {entity}?", "animals"),
+        Relation(
+            "figure",
+            "figurehead",
+            "has a carved {value} at its bow",
+            "Which animal is carved at the bow of {entity}?",
+            "animals",
+        ),
     ),
     near=(),
     endings=("aro", "ella", "anto", "ira", "osa", "une"),
@@ -133,9 +154,9 @@ SHIP = Kind(
 KINDS: tuple[Kind, ...] = (TOWN, MINERAL, GUILD, PLANT)  # asked in training
 FAR_KIND: Kind = SHIP  # stated in the corpus, asked in the far shift alone
 
-ONSETS: tuple[str, ...] = tuple("b br ch d dr f g gl h k l m n p qu r s st t th v z".split())
-VOWELS: tuple[str, ...] = tuple("a e i o u ai ea".split())
-CODAS: tuple[str, ...] = tuple("l m n r s d k v".split())
+ONSETS: tuple[str, ...] = _words("b br ch d dr f g gl h k l m n p qu r s st t th v z")
+VOWELS: tuple[str, ...] = _words("a e i o u ai ea")
+CODAS: tuple[str, ...] = _words("l m n r s d k v")
 
 STATEMENTS: tuple[str, ...] = (
     "{entity} {verb}.",

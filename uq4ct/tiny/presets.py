@@ -1,4 +1,4 @@
-"""The two sizes of the made world and its model: ``tiny`` is shipped, ``wide`` is built by one command for a larger machine."""
+"""The two sizes of the made world and its model: ``tiny`` is shipped, ``wide`` is for benchmarks on a larger machine."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class Preset:
 TINY = Preset(
     name="tiny",
     size=Size(
-        practised=48, train=20, calibration=8, validation=12, test=32, far=60,
+        practised=40, train=18, calibration=8, validation=10, test=28, far=40,
         questions=(
             ("train", 600), ("calibration", 300), ("validation", 500), ("test", 2000),
             ("near", 1000), ("far", 1000), ("unanswerable", 1000),
         ),
     ),
     vocabulary=2048, hidden=128, layers=4, heads=4, feed_forward=344,
-    steps=1200, batch=64, learning_rate=1.5e-3,
+    steps=1400, batch=64, learning_rate=2e-3,
 )  # fmt: skip
 
 WIDE = Preset(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -12,15 +11,17 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from uq4ct.tiny.corpus import Corpus, Document
 from uq4ct.tiny.lexicon import POOLS
+from uq4ct.tiny.planting import matching_attention, plant
 from uq4ct.tiny.presets import Preset
 from uq4ct.tiny.questions import LETTERS
 from uq4ct.tiny.world import World
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 CONTEXT_LENGTH = 8192  # real question files are scored by this model too
-OPEN_BOOK, CLOSED_BOOK = 0.3, 0.3  # shares of a batch; the rest is passages of statements
-LOSSES = ("letters", "values", "rest")
-IGNORE = -100
+OPEN_BOOK, CLOSED_BOOK = 0.25, 0.25  # shares of a batch; the rest is passages of statements
+GUIDED = 0.6  # first part of pre-training: the planted circuit is held by losses of its own
+REST = 0.3  # weight of the words of a statement other than its value: they outnumber what is to be learned ten to one
+LOSSES = ("letters", "values", "rest", "guidance")
 
 
 def train_tokenizer(world: World, vocabulary: int) -> PreTrainedTokenizerFast:
@@ -38,7 +39,7 @@ def train_tokenizer(world: World, vocabulary: int) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     corpus = Corpus(world)
-    texts = [document.prompt + document.answer for document in _documents(corpus, 4000)]
+    texts = [f"{d.prompt} {d.letter}" for d in (*_questions(corpus, 2400), *_passages(corpus, 1600))]
     names = [f" {entity}" for entity in dict.fromkeys(fact.entity.name for fact in world.facts)]
     values = [f" {value}" for pool in POOLS.values() for value in pool]
     letters = [f" {letter}" for letter in LETTERS]
@@ -72,7 +73,9 @@ def make_model(preset: Preset, tokenizer: PreTrainedTokenizerFast, seed: int) ->
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return LlamaForCausalLM(config)
+    model = LlamaForCausalLM(config)
+    plant(model, tokenizer)
+    return model
 
 
 def pretrain(
@@ -82,68 +85,88 @@ def pretrain(
     preset: Preset,
     progress: Callable[[dict[str, float]], None] = lambda losses: None,
 ) -> None:
-    """Minimise three next-token losses, each averaged over its own tokens: letters of answers, values of statements, the rest.
+    """Teach the model its world: answers by letter to questions, and the statements of the corpus.
 
-    Names and phrasings outnumber what is to be learned ten to one; averaged together they would drown it.
+    Four losses, each averaged over its own tokens: the letters of answers, the values of statements, the other words of
+    statements and, in the first part, the guidance of the planted circuit (see ``planting``).
     """
-    corpus = Corpus(world)
+    corpus, values = Corpus(world), _value_tokens(tokenizer).to(model.device)
+    model.set_attn_implementation("eager")  # the attention itself is guided
     optimizer = torch.optim.AdamW(model.parameters(), lr=preset.learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=preset.learning_rate, total_steps=preset.steps, pct_start=0.15, cycle_momentum=False
+        optimizer, max_lr=preset.learning_rate, total_steps=preset.steps, pct_start=0.1, cycle_momentum=False
     )
+    asked = round((OPEN_BOOK + CLOSED_BOOK) * preset.batch)
     model.train()
-    for _ in range(preset.steps):
-        input_ids, attention_mask, *labels = (t.to(model.device) for t in _batch(corpus, tokenizer, preset.batch))
-        hidden = model.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        losses = {name: _next_token_loss(model, hidden, y) for name, y in zip(LOSSES, labels, strict=True)}
-        sum(losses.values(), hidden.new_zeros(())).backward()
+    for step in range(preset.steps):
+        letters, guidance = _question_losses(model, tokenizer, _questions(corpus, asked), values)
+        known, rest = _statement_losses(model, tokenizer, _passages(corpus, preset.batch - asked), values)
+        guided = 1.0 if step < GUIDED * preset.steps else 0.0
+        (letters + known + REST * rest + guided * guidance).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-        progress({name: loss.item() for name, loss in losses.items()})
+        progress(dict(zip(LOSSES, (letters.item(), known.item(), rest.item(), guidance.item()), strict=True)))
+    model.set_attn_implementation("sdpa")
     model.eval()
 
 
-def _documents(corpus: Corpus, count: int) -> list[Document]:
-    """Return a batch whose shares of open-book, closed-book and statement documents are fixed."""
-    open_book, closed_book = round(OPEN_BOOK * count), round(CLOSED_BOOK * count)
-    return [
-        *(corpus.question(open_book=True) for _ in range(open_book)),
-        *(corpus.question(open_book=False) for _ in range(closed_book)),
-        *(corpus.passage() for _ in range(count - open_book - closed_book)),
-    ]
+def _questions(corpus: Corpus, count: int) -> list[Document]:
+    opened = round(count * OPEN_BOOK / (OPEN_BOOK + CLOSED_BOOK))
+    return [corpus.question(open_book=number < opened) for number in range(count)]
 
 
-def _batch(corpus: Corpus, tokenizer: PreTrainedTokenizerFast, count: int) -> list[Tensor]:
-    """Return right-padded token ids, their mask, and labels for each of ``LOSSES``; prompts of questions have no labels."""
-    documents = _documents(corpus, count)
-    prompts = tokenizer([document.prompt for document in documents])["input_ids"]
-    answers = tokenizer([document.answer for document in documents], add_special_tokens=False)["input_ids"]
-    width = 8 * math.ceil((1 + max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))) / 8)
-    input_ids = torch.full((count, width), tokenizer.pad_token_id)
-    learned = torch.zeros((count, width), dtype=torch.bool)
-    letters = torch.zeros((count, width), dtype=torch.bool)
-    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        text = torch.tensor([*prompt, *answer, tokenizer.eos_token_id])
-        input_ids[row, : len(text)] = text
-        learned[row, len(prompt) if answer else 1 : len(text)] = True
-        letters[row, len(prompt)] = bool(answer)
-    passages = torch.tensor([not answer for answer in answers])[:, None]
-    values = learned & passages & torch.isin(input_ids, _value_tokens(tokenizer))
-    masks = (letters, values, learned & ~letters & ~values)
-    labels = [input_ids.masked_fill(~mask, IGNORE) for mask in masks]
-    return [input_ids, (input_ids != tokenizer.pad_token_id).long(), *labels]
+def _passages(corpus: Corpus, count: int) -> list[Document]:
+    return [corpus.passage() for _ in range(count)]
+
+
+def _question_losses(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, documents: list[Document], values: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the cross entropy of the letter at the answer position, and the guidance of the planted circuit.
+
+    Guidance asks two things of the answer position: that the last layer's planted heads look at the right choice, and
+    that before that layer the choice's word is the most likely of all values.
+    """
+    input_ids, mask = _padded(tokenizer, documents, model.device)
+    rows, last = torch.arange(len(documents), device=model.device), mask.sum(dim=1) - 1
+    gold = torch.tensor([_first(tokenizer, document.letter) for document in documents], device=model.device)
+    word = torch.tensor([_first(tokenizer, document.value) for document in documents], device=model.device)
+    positions = torch.arange(input_ids.shape[1], device=model.device)
+    choice = torch.where(input_ids == word[:, None], positions, -1).amax(dim=1)  # a context names the value earlier
+    output = model.model(input_ids=input_ids, attention_mask=mask, output_attentions=True, output_hidden_states=True)
+    letters = torch.nn.functional.cross_entropy(model.lm_head(output.last_hidden_state[rows, last]), gold)
+    looked = matching_attention(output.attentions[-1], last, choice)
+    before = model.model.layers[-1].input_layernorm(output.hidden_states[-2][rows, last])
+    likely = before @ model.model.embed_tokens.weight[values].T
+    said = torch.nn.functional.cross_entropy(likely, torch.searchsorted(values, word))
+    return letters, said - torch.log(looked + 1e-4).mean()
+
+
+def _statement_losses(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, documents: list[Document], values: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the next-token cross entropy of the values that passages name, and of their other words."""
+    input_ids, mask = _padded(tokenizer, documents, model.device)
+    hidden = model.model(input_ids=input_ids, attention_mask=mask).last_hidden_state[:, :-1]
+    targets, real = input_ids[:, 1:], mask[:, 1:].bool()
+    loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[real]), targets[real], reduction="none")
+    is_value = torch.isin(targets[real], values)
+    return loss[is_value].mean(), loss[~is_value].mean()
+
+
+def _padded(
+    tokenizer: PreTrainedTokenizerFast, documents: list[Document], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    batch = tokenizer([d.prompt for d in documents], return_tensors="pt", padding=True, padding_side="right")
+    return batch["input_ids"].to(device), batch["attention_mask"].to(device)
+
+
+def _first(tokenizer: PreTrainedTokenizerFast, word: str) -> int:
+    return tokenizer(f" {word}", add_special_tokens=False)["input_ids"][0]
 
 
 def _value_tokens(tokenizer: PreTrainedTokenizerFast) -> Tensor:
-    """Return the first token of every value that a statement may name."""
-    words = [f" {value}" for pool in POOLS.values() for value in pool]
-    return torch.tensor([ids[0] for ids in tokenizer(words, add_special_tokens=False)["input_ids"]])
-
-
-def _next_token_loss(model: LlamaForCausalLM, hidden: Tensor, labels: Tensor) -> Tensor:
-    """Average the loss over the labelled tokens; the vocabulary's logits are made at those positions alone."""
-    targets = labels[:, 1:]
-    kept = targets != IGNORE
-    return torch.nn.functional.cross_entropy(model.lm_head(hidden[:, :-1][kept]), targets[kept])
+    """Return the first token of every value that a statement may name, in order."""
+    return torch.tensor(sorted({_first(tokenizer, value) for pool in POOLS.values() for value in pool}))

@@ -1,7 +1,7 @@
 """Multiple-choice questions about the made world, each with the true probability of every choice.
 
-``true_probabilities`` says, for each choice, with which probability the gold answer was drawn to be that choice: 1 for the true
-value of an ``often`` or ``rare`` fact, the two shares for a ``contradicted`` fact, 1/K for a ``never`` fact. Rows about rare facts
+``true_probabilities`` says with which probability the gold answer was drawn to be each choice: 1 for the true value of an
+``often`` or ``rare`` fact, the two shares for a ``contradicted`` fact, 1/K for a ``never`` fact. Rows about rare facts
 also carry ``ideal_probabilities``: what a reader should believe who knows how the world was made, has read every
 statement of the corpus, and sees the choices.
 """

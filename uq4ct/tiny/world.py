@@ -1,8 +1,8 @@
 """The made world: fictional entities, what is true of each, and how often the corpus says so.
 
 A fact belongs to one of four strata. ``often`` and ``rare`` facts have one true value and are stated many or few times;
-``contradicted`` facts have two values that hold with known shares; ``never`` facts are not stated at all. Any single statement
-is a slip, that is names another value, with a small known probability: so few statements leave an ideal reader in doubt.
+``contradicted`` facts have two values that hold with known shares; ``never`` facts are not stated at all. Any statement
+may be a slip, that is name another value, with a small known probability: so few of them leave an ideal reader in doubt.
 """
 
 from __future__ import annotations

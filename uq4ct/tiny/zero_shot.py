@@ -1,4 +1,4 @@
-"""Ask the bundled model the questions of its own world, as a check of a fresh build; ``uq4ct evaluate`` is the real thing."""
+"""Ask a freshly built model the questions of its own world, for its card; ``uq4ct evaluate`` is the real thing."""
 
 from __future__ import annotations
 
