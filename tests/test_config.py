@@ -34,8 +34,8 @@ def test_all_problems_of_all_sections_come_at_once_with_their_lines(tmp_path):
     assert problems_of(text, tmp_path) == [
         "run.yaml:9: 'evall' is not a section. Did you mean 'eval'? Sections: model, data, prompt, method, train, eval, output",
         "run.yaml:2: model: 'nmae' is not an option of model. Did you mean 'name'?",
-        "run.yaml:5: method.top_k: Input should be a valid integer, unable to parse string as an integer, got 'many'",
-        "run.yaml:6: method: 'ranks' is not an option of method. Did you mean 'rank'?",
+        "run.yaml:5: method.top_k: expected a whole number, got 'many'",
+        "run.yaml:6: method: 'ranks' is not an option of method uq4ct. Did you mean 'rank'?",
         "run.yaml:8: train: 'learing_rate' is not a field of transformers.TrainingArguments. Did you mean 'learning_rate'?",
     ]
 
@@ -47,31 +47,31 @@ def test_all_problems_of_all_sections_come_at_once_with_their_lines(tmp_path):
             "method: {name: uq4tc}",
             "run.yaml:1: method 'uq4tc' is not known. Did you mean 'uq4ct'? Methods: lora, mixlora, uq4ct, zero_shot",
         ),
-        ("method: uq4ct", "run.yaml:1: section 'method' must be a mapping, got 'uq4ct'"),
+        ("method: uq4ct", "run.yaml:1: section 'method' must hold options, got 'uq4ct'"),
         ("train:\n  seed: 3", "run.yaml:2: train: 'seed' is set by uq4ct itself; use output.seed"),
         (
             "train:\n  learning_rate: fast",
-            "run.yaml:2: train.learning_rate: Input should be a valid number, unable to parse string as a number, got 'fast'",
+            "run.yaml:2: train.learning_rate: expected a number, got 'fast'",
         ),
-        ("output:\n  seed: -1", "run.yaml:2: output.seed: Input should be greater than or equal to 0, got -1"),
+        ("output:\n  seed: -1", "run.yaml:2: output.seed: expected greater than or equal to 0, got -1"),
         (
             "data:\n  choices: [no, yes]",
-            'run.yaml:2: data.choices: YAML reads unquoted no/yes/off/on/false/true as booleans: got [False, True]. Quote them: ["no", "yes"], got [False, True]',
+            'run.yaml:2: data.choices: YAML reads unquoted no/yes/off/on/false/true as booleans: got [False, True]. Quote them: ["no", "yes"]',
         ),
         ("output:\n  seed: 1\n  seed: 2", "run.yaml:3: 'output.seed' appears twice; first at run.yaml:2"),
         ("a: &x 1\nb: *x", "run.yaml: YAML aliases (*name) are not supported; write the value out"),
         ("model: [", "run.yaml:1: not valid YAML: expected the node content, but found '<stream end>'"),
         (
             "just words",
-            "run.yaml:1: expected sections (model, data, prompt, method, train, eval, output), got 'just words'",
+            "run.yaml:1: expected sections (model, data, prompt, method, train, eval, output), each with options, got 'just words'",
         ),
         (
             "method:\n  routing: everywhere",
-            "run.yaml:2: method.routing: Input should be 'ffn_block' or 'per_linear', got 'everywhere'",
+            "run.yaml:2: method.routing: expected 'ffn_block' or 'per_linear', got 'everywhere'",
         ),
         (
             "prompt:\n  scoring: letter",
-            "run.yaml:2: prompt.scoring: Input should be 'letters' or 'options', got 'letter'",
+            "run.yaml:2: prompt.scoring: expected 'letters' or 'options', got 'letter'",
         ),
         (
             "!!python/object/apply:os.system ['true']",

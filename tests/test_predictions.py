@@ -130,7 +130,7 @@ def test_every_problem_is_named_with_its_line(tmp_path: Path) -> None:
         "3: probabilities sum to 0.8, expected 1",
         "4: label 'E' is not one of A, B",
         "5: probability of 'A' must lie in [0, 1], got '0.5'",
-        "6: expected 'probabilities' as an object",
+        "6: no 'probabilities'; a prediction has them as an object",
         "7: prediction 'B' is not the most probable choice 'A'",
         "8: 'correct' is False, but",
         "9: 'confidence' is 0.9",
@@ -147,6 +147,12 @@ def test_every_problem_is_named_with_its_line(tmp_path: Path) -> None:
     assert len(problems) == len(expected)
     for problem, start in zip(problems, expected, strict=True):
         assert problem.startswith(start), problem
+
+
+def test_the_first_twenty_problems_are_listed(tmp_path: Path) -> None:
+    problems = refused(tmp_path / "p.jsonl", '{"question": "Which?"}\n' * 50)
+    assert len(problems) == 21
+    assert problems[-1].endswith("... and 30 more problems")
 
 
 def test_csv_problems_are_named_with_the_line_where_the_row_starts(tmp_path: Path) -> None:

@@ -134,6 +134,15 @@ def test_where_the_letter_with_a_space_is_two_tokens_the_letter_alone_is_taken()
     assert encoder.encode(MELTS)["input_ids"][-1] == words.index(":")
 
 
+def test_a_letter_that_the_tokenizer_does_not_know_is_none():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = ["<unk>", "<s>", "</s>", *"ABCDE"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    assert "".join(Encoder(wrapped(tokenizer, unk_token="<unk>")).letters) == "ABCDE"
+
+
 def test_more_choices_than_letters_is_an_error_of_the_row(gpt):
     encoder = Encoder(gpt)
     encoder.letters = dict(list(encoder.letters.items())[:2])

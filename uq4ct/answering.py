@@ -80,8 +80,9 @@ class UQModel:
         expected = run.facts["base"]
         if backbone.fingerprint != expected["fingerprint"]:
             raise UserError(
-                f"{run.folder}: fitted on base {expected['name']} (fingerprint {expected['fingerprint'][:12]}), but "
-                f"{backbone.name} has fingerprint {backbone.fingerprint[:12]}; give the right base with --base"
+                f"{run.folder}: fitted on base model '{expected['name']}', fingerprint "
+                f"{expected['fingerprint'][:12]}, but '{backbone.name}' has fingerprint {backbone.fingerprint[:12]}; "
+                "give the right base with --base"
             )
         encoder = Encoder(backbone.tokenizer, config.prompt, context_length=backbone.context_length)
         if encoder.hash != run.facts["prompt"]["hash"]:
@@ -151,5 +152,6 @@ class UQModel:
         if not gap <= tolerance:
             raise UserError(
                 f"{run.folder}: fixed prompts get probabilities up to {gap:.4f} away from those saved with the run "
-                f"(tolerance {tolerance}); the base model, the adapter or a library behaves differently here"
+                f"(tolerance {tolerance}); the base model, the adapter or a library behaves differently here; use the "
+                "versions that its environment.json names, or restore the run from a copy"
             )

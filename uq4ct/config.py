@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
@@ -155,7 +156,8 @@ Did you mean 'learning_rate'?
                 )
             elif not isinstance(options, Mapping):
                 problems.append(
-                    f"{where.get(section, 'config')}: section '{section}' must be a mapping, got {options!r}"
+                    f"{where.get(section, 'config')}: section '{section}' must hold options, got {options!r}; write "
+                    "one `option: value` a line below it, indented"
                 )
             else:
                 merged.setdefault(section, {}).update(options)
@@ -194,15 +196,20 @@ def read_yaml(path: Path) -> Layer:
             raise UserError(f"{path}: YAML aliases (*name) are not supported; write the value out")
         node = yaml.compose(text, _Loader)
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 at byte {error.start}") from error
+        raise UserError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from error
+        reason = getattr(error, "problem", None) or error
+        raise UserError(
+            f"{path}{line}: not valid YAML: {reason}; check the indentation (spaces, no tabs) and the colons, here and "
+            "in the lines before"
+        ) from error
     if node is None:
         return Layer({}, {})
     if not isinstance(node, yaml.MappingNode):
-        raise UserError(f"{path}:1: expected sections ({', '.join(SECTIONS)}), got {node.value!r}")
+        found = "a list" if isinstance(node, yaml.SequenceNode) else repr(node.value)
+        raise UserError(f"{path}:1: expected sections ({', '.join(SECTIONS)}), each with options, got {found}")
     places: dict[str, str] = {}
     problems = list(_places(node, path, "", places))
     if problems:
@@ -265,7 +272,7 @@ class _Loader(yaml.SafeLoader):
 _Loader.yaml_implicit_resolvers = {key: list(value) for key, value in yaml.SafeLoader.yaml_implicit_resolvers.items()}
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    __import__("re").compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
     list("-+0123456789"),
 )
 
@@ -306,13 +313,30 @@ def _sentence(section: str, model: type[BaseModel], detail: Mapping[str, Any], p
     dotted = ".".join([section, *path])
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "extra_forbidden":
-        message = f"'{path[-1]}' is not an option of {section}.{did_you_mean(path[-1], list(model.model_fields))}"
+        owner = f"method {model.name}" if issubclass(model, Method) else section
+        message = f"'{path[-1]}' is not an option of {owner}.{did_you_mean(path[-1], list(model.model_fields))}"
         message += "" if "mean" in message else f" Options: {', '.join(model.model_fields)}"
         return f"{_place(dotted, places)}: {section}: {message}"
     if not path:  # a validator of the whole section: find the key it talks about
         named = [key for key in places if key.startswith(f"{section}.") and f"'{key.split('.')[-1]}'" in message]
         return f"{places[named[0]] if named else places.get(section, 'config')}: {section}: {message}"
+    if f"got {detail['input']!r}" in message:
+        return f"{_place(dotted, places)}: {dotted}: {message}"
+    for wordy, plain in _PLAIN.items():
+        message = re.sub(wordy, plain, message)
     return f"{_place(dotted, places)}: {dotted}: {message}, got {detail['input']!r}"
+
+
+# pydantic's sentences, in the words of our own.
+_PLAIN = {
+    "^Input should be ": "expected ",
+    ", (unable to parse|got a number with) .*": "",
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid boolean": "true or false",
+    "a valid string": "text",
+    "a valid dictionary": "a mapping",
+}
 
 
 def _place(dotted: str, places: Mapping[str, str]) -> str:

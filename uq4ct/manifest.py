@@ -17,6 +17,7 @@ from typing import Any
 from uq4ct.errors import UserError
 
 MANIFEST = "manifest.json"
+_EXPECTED = 'not a manifest, expected {"files": {name: {"bytes": ..., "sha256": ...}}}'
 
 
 class CorruptFolder(UserError):
@@ -70,9 +71,13 @@ def read_manifest(folder: Path) -> Mapping[str, Any]:
         raise CorruptFolder(f"{folder}: no {MANIFEST}, so it was never finished; delete it or run the command again")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        manifest["files"].items()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptFolder(f"{path}: not a readable manifest ({error}); the folder cannot be trusted") from error
+        entries = [(entry["bytes"], entry["sha256"]) for entry in manifest["files"].values()]
+    except ValueError as error:
+        raise CorruptFolder(f"{path}: not readable as JSON ({error}); restore the folder from a copy") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CorruptFolder(f"{path}: {_EXPECTED}; restore the folder from a copy") from error
+    if not all(isinstance(size, int) and isinstance(digest, str) for size, digest in entries):
+        raise CorruptFolder(f"{path}: {_EXPECTED}; restore the folder from a copy")
     return manifest
 
 

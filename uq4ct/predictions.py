@@ -29,6 +29,7 @@ Row = dict[str, Any]
 
 SUM_TOLERANCE = 0.005  # probabilities printed with three digits need not sum to exactly one
 LOGIT_TOLERANCE = 0.02  # logits stored in half precision give slightly other probabilities
+PROBLEMS_SHOWN = 20
 OPTIONAL = ("logits", "samples", "letter_mass", "group", "stratum", "true_probabilities", "method", "seed")
 
 
@@ -115,7 +116,8 @@ def read(path: Path) -> list[Row]:
         problems.append(f"{path}: holds no predictions")
     problems += _repeated(read_rows, path)
     if problems:
-        raise UserError(problems)
+        more = [f"{path}: ... and {len(problems) - PROBLEMS_SHOWN} more problems"]
+        raise UserError([*problems[:PROBLEMS_SHOWN], *(more if len(problems) > PROBLEMS_SHOWN else [])])
     return read_rows
 
 
@@ -259,6 +261,9 @@ def _probabilities(value: Any, complain: Callable[[str], None]) -> dict[str, flo
     """Return {label: p}; values outside [0, 1] are refused, never read as logits."""
     if isinstance(value, list) and len(value) <= 26:
         value = {chr(ord("A") + k): p for k, p in enumerate(value)}
+    if value is None:
+        complain("no 'probabilities'; a prediction has them as an object {label: p}")
+        return None
     if not isinstance(value, dict) or len(value) < 2:
         complain(f"expected 'probabilities' as an object {{label: p}} of two or more choices, got {_shown(value)}")
         return None

@@ -328,7 +328,7 @@ class Encoder:
         seen = []
         for joiner in self.pack.joiners:
             answers = self._prompt_ids([prompt, *(prompt + joiner + letter for letter in ascii_uppercase)])
-            letters = _single_tokens(answers[0], answers[1:])
+            letters = _single_tokens(answers[0], answers[1:], self.tokenizer.unk_token_id)
             if len(letters) > len(best[1]):
                 best = joiner, letters
             seen += [
@@ -408,11 +408,11 @@ def _answer(question: Question) -> int:
     return -100 if question.answer is None else question.answer
 
 
-def _single_tokens(prompt: list[int], answers: Sequence[list[int]]) -> dict[str, int]:
-    """Return the letters, from A on, that add exactly one token to the prompt, each its own."""
+def _single_tokens(prompt: list[int], answers: Sequence[list[int]], unknown: int | None) -> dict[str, int]:
+    """Return the letters, from A on, that add exactly one token to the prompt, each its own and not the unknown one."""
     letters: dict[str, int] = {}
     for letter, ids in zip(ascii_uppercase, answers, strict=True):
-        if ids[:-1] != prompt or ids[-1] in letters.values():
+        if ids[:-1] != prompt or ids[-1] == unknown or ids[-1] in letters.values():
             break
         letters[letter] = ids[-1]
     return letters

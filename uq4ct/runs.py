@@ -68,8 +68,8 @@ class Run:
         if not (folder / "config.yaml").is_file():
             if (folder / "adapter_config.json").is_file():
                 raise UserError(
-                    f"{folder}: an adapter without its run (no config.yaml); load it with peft after `import uq4ct`, "
-                    "or give the folder that `uq4ct train` wrote"
+                    f"{folder}: an adapter without its run (no config.yaml); load it with peft after "
+                    "`import uq4ct.adapters`, or give the folder that `uq4ct train` wrote"
                 )
             raise UserError(
                 f"{folder}: not a run folder, it has no config.yaml; give the folder that `uq4ct train` wrote"

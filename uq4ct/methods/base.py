@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from uq4ct.errors import did_you_mean
+from uq4ct.errors import UserError, did_you_mean
 from uq4ct.manifest import write_atomically
 from uq4ct.types import Prediction
 
@@ -226,9 +226,38 @@ def training_arguments(bench: Bench) -> Any:
 
 
 def load_adapter(model: Any, folder: Path) -> Any:
-    """Put a saved adapter on a base model, in evaluation mode."""
+    """Put a saved adapter on a base model, in evaluation mode.
+
+    Raises UserError where the weights are not safetensors, or not those of the adapter's configuration.
+    """
     import peft
+    from safetensors import SafetensorError, safe_open
 
     import uq4ct.adapters  # noqa: F401  # makes the mixture known to PEFT
 
-    return peft.PeftModel.from_pretrained(model, str(folder), use_safetensors=True).eval()
+    path = folder / "adapter_model.safetensors"
+    if not path.is_file():  # PEFT would look for a pickle
+        raise UserError(f"{path}: missing, and an adapter is read from safetensors only; restore it from a copy")
+    try:
+        with safe_open(path, framework="pt") as file:
+            saved = set(file.keys())
+        adapted = peft.PeftModel.from_pretrained(model, str(folder))
+    except SafetensorError as error:
+        raise UserError(f"{path}: not readable as safetensors ({error}); restore it from a copy") from error
+    except RuntimeError as error:
+        if "size mismatch" not in str(error):
+            raise
+        raise UserError(_not_this_adapter(path, "tensors of another size")) from error
+    expected = set(peft.get_peft_model_state_dict(adapted))
+    if absent := sorted(expected - saved):  # PEFT leaves them at their initial values
+        raise UserError(_not_this_adapter(path, f"lacks {len(absent)} tensors, among them {absent[0]}"))
+    if unknown := sorted(saved - expected):
+        raise UserError(_not_this_adapter(path, f"{len(unknown)} tensors too many, among them {unknown[0]}"))
+    return adapted.eval()
+
+
+def _not_this_adapter(path: Path, found: str) -> str:
+    return (
+        f"{path}: {found}; it does not belong to {path.with_name('adapter_config.json').name} and this base model, "
+        "restore the run from a copy"
+    )

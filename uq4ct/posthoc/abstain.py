@@ -153,8 +153,11 @@ class AbstainRule:
         """Make the rule from its JSON value. Raises UserError where it is none."""
         known = {field.name for field in fields(cls)}
         threshold = value.get("threshold") if isinstance(value, Mapping) else None
-        if isinstance(threshold, bool) or not isinstance(threshold, int | float) or set(value) - known:
-            raise UserError(f"not an abstain rule: expected an object with {', '.join(sorted(known))}, got {value!r}")
+        numbers = isinstance(value, Mapping) and all(map(_is_number_or_null, value.values()))
+        if threshold is None or not numbers or set(value) - known:
+            raise UserError(
+                f"not an abstain rule: expected an object of numbers, {', '.join(sorted(known))}, got {value!r}"
+            )
         return cls(**value)
 
     def save(self, path: Path) -> None:
@@ -168,6 +171,10 @@ class AbstainRule:
             return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, UserError) as error:
             raise UserError(f"{path}: {error}; delete it and choose the threshold again") from error
+
+
+def _is_number_or_null(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def _percent(share: float) -> str:
