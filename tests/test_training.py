@@ -36,6 +36,7 @@ from training_toys import llama, mixture, questions
 from uq4ct.batches import EffectiveBatches
 from uq4ct.checkpoints import last_good_checkpoint
 from uq4ct.errors import UserError
+from uq4ct.interruption import StopSignal
 from uq4ct.losses.objective import Objective
 from uq4ct.manifest import CorruptFolder
 from uq4ct.scoring import collate, uq4ct_loss
@@ -469,6 +470,14 @@ def test_a_signal_stops_after_the_update_is_saved_and_the_run_goes_on_to_the_sam
     assert signal.getsignal(signum) is handler
     run(tmp_path, mixture(seed=8, dropout=0.2), resume=True, **options)
     assert digests(tmp_path / "checkpoint-12") == digests(uninterrupted / "checkpoint-12")
+
+
+def test_a_signal_that_comes_twice_at_once_is_one():
+    with StopSignal() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0)
+        assert stop.received == signal.SIGINT
 
 
 def test_a_second_signal_ends_the_process_at_once(tmp_path):

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import sys
+import time
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -155,11 +156,12 @@ class At(transformers.TrainerCallback):
 
 
 def signal_twice(folder: Path) -> None:
-    """Send this process SIGINT twice during one update; it must not reach the end of it."""
+    """Send this process SIGINT twice during one update, the second time slowly; it must not reach the end of it."""
     quiet()
 
     def twice(_: Any) -> None:
         os.kill(os.getpid(), 2)
+        time.sleep(1.1)
         os.kill(os.getpid(), 2)
 
     run(folder, callbacks=[At(1, twice)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,6 +22,7 @@ class Interrupted(SystemExit):
 class StopSignal:
     """Remember SIGTERM or SIGINT while the context is open; a second one ends the process at once.
 
+    One that comes within a second is the same one: Ctrl-C reaches a process directly and once more through torchrun.
     Only the main thread may do so; in any other one the context changes nothing.
 
     >>> with StopSignal() as stop:
@@ -30,6 +32,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.received = 0
+        self._since = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
@@ -44,7 +47,9 @@ class StopSignal:
         self._before = {}
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
+        if self.received and time.monotonic() - self._since < 1.0:
+            return
         if self.received:
             os._exit(128 + number)
-        self.received = number
+        self.received, self._since = number, time.monotonic()
         os.write(2, b"\nstopping: this update is finished and saved first; signal again to stop at once\n")
