@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from uq4ct import cli, evaluating, fitting, predictions
+from uq4ct import cli, evaluating, fitting, predictions, preflight
 from uq4ct.answering import UQModel
 from uq4ct.config import Layer, resolve
 from uq4ct.errors import UserError
@@ -75,6 +75,16 @@ def test_every_method_fits_saves_and_answers_the_same_after_loading(method, ques
         answer = loaded.predict(row["question"], row["choices"])
         assert answer.probabilities == pytest.approx(row["probabilities"], abs=1e-6)
         assert (answer.feu is None) == (method != "mixlora")
+
+
+@pytest.mark.parametrize(("method", "cost"), [("mixlora", "10 steps of 10"), ("zero_shot", "0 steps of 10")])
+def test_the_preflight_checks_everything_and_writes_nothing(method, cost, questions, tmp_path):
+    said: list[str] = []
+    config = config_of(questions, tmp_path / "run", method, max_steps=-1, per_device_train_batch_size=10)
+    preflight.run(lambda: config, said.append)
+    assert [line[:5] for line in said if line.startswith("[")] == [f"[{step}/6]" for step in range(1, 7)]
+    assert cost in said[-1]
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_run_folder_says_what_was_done(run):

@@ -34,8 +34,9 @@ def run(resolve: Callable[[], Config], say: Say) -> None:
     mass, seconds = _sample(config, ready)
     used = list(ready.encoder.letters.items())[: max(ready.questions.choice_counts)]
     letters = " ".join(f"{letter}={token}" for letter, token in used)
+    samples = min(SAMPLES, len(ready.examples))
     tokens = (
-        f"{letters} (distinct, one token each); mass on letters {mass:.2f} over {SAMPLES} prompts"
+        f"{letters} (distinct, one token each); mass on letters {mass:.2f} over {samples} prompts"
         if letters
         else "scored by the text of the choices"
     )
@@ -75,9 +76,10 @@ def _sample(config: Config, ready: Prepared) -> tuple[float, float]:
 
 def _cost(config: Config, ready: Prepared, lengths: Any, seconds: float) -> str:
     batch = config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps
-    steps = math.ceil(len(ready.examples) / batch * config.train.num_train_epochs)
+    steps = math.ceil(math.ceil(len(ready.examples) / batch) * config.train.num_train_epochs)
     steps = config.train.max_steps if config.train.max_steps > 0 else steps
     trainable = _trainable(config, ready)
+    steps = steps if trainable else 0
     weights = ready.backbone.model.get_memory_footprint()
     hidden = ready.backbone.model.config.get_text_config()
     tokens = config.train.per_device_train_batch_size * float(np.quantile(lengths, 0.99))
