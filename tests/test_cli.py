@@ -103,6 +103,17 @@ def test_a_mistake_gets_one_sentence_and_code_2(arguments, message, capsys, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+def test_runs_are_listed_whatever_their_state(capsys, tmp_path):
+    states = {"damaged": ("config.yaml", "manifest.json", "uq4ct.json"), "unfinished": ("config.yaml",)}
+    for name, files in states.items():
+        (tmp_path / name).mkdir()
+        for file in files:
+            (tmp_path / name / file).write_text("{")
+    code, out, _ = outcome(["ls", "runs", str(tmp_path), "--json"], capsys)
+    assert code == 0
+    assert [row["summary"].split()[0] for row in json.loads(out)] == ["damaged:", "unfinished;"]
+
+
 def test_init_writes_a_configuration_that_is_never_overwritten(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert outcome(["init", "--task", "openbookqa"], capsys)[0] == 0

@@ -42,8 +42,11 @@ def list_runs(folder: Path) -> Rows:
     for path in sorted(folder.rglob("config.yaml")):
         run = path.parent
         if (run / "manifest.json").is_file() and (run / "uq4ct.json").is_file():
-            facts = json.loads((run / "uq4ct.json").read_text(encoding="utf-8"))
-            summary = f"{facts['method']} on {facts['task']}, seed {facts['seed']}, base {facts['base']['name']}"
+            try:
+                facts = json.loads((run / "uq4ct.json").read_text(encoding="utf-8"))
+                summary = f"{facts['method']} on {facts['task']}, seed {facts['seed']}, base {facts['base']['name']}"
+            except (ValueError, KeyError, TypeError):
+                summary = "damaged: its uq4ct.json is not that of a run"
         else:
             summary = "unfinished; continue with uq4ct train ... --resume"
         rows.append({"name": str(run), "summary": summary})
