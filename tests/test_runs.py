@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from uq4ct import cli, evaluating, fitting, predictions, preflight
-from uq4ct.answering import UQModel
+from uq4ct.answering import FINGERPRINT_QUESTIONS, UQModel
 from uq4ct.config import Layer, resolve
 from uq4ct.errors import UserError
 from uq4ct.manifest import CorruptFolder
 from uq4ct.posthoc.abstain import AbstainRule
 from uq4ct.runs import Run, claimed, hold
+from uq4ct.scoring import score_all
 
 ROWS = [
     {
@@ -205,6 +206,16 @@ def test_an_answer_has_probabilities_confidence_and_feu(model):
     assert answer.confidence == max(answer.probabilities.values())
     assert 0.25 <= answer.feu <= 1
     assert answer.choice in ("ice", "iron", "salt")
+
+
+def test_feu_is_read_over_the_tokens_that_it_was_trained_on(model):
+    examples = model.encoder.encode_all(FINGERPRINT_QUESTIONS)
+    kind = type(model.config.method)
+    settings = {"ids": [str(i) for i in range(len(examples))], "pad_token_id": model.encoder.pad_token_id}
+    for tokens in ("prompt", "last"):
+        read = kind(feu_tokens=tokens).predict(model.model, examples, **settings).feu
+        expected = score_all(model.model, examples, model.encoder.pad_token_id, 32, feu_tokens=tokens)[2]
+        assert read.tolist() == expected.tolist()
 
 
 def test_batch_size_and_order_change_no_probability(model, questions):

@@ -131,7 +131,8 @@ class Method(BaseModel):
         """Score encoded questions in one forward pass each; results do not depend on batch size or order."""
         from uq4ct.scoring import score_all
 
-        logits, mask, feu, letter_mass = score_all(model, examples, pad_token_id, batch_size, progress)
+        tokens: Any = getattr(self, "feu_tokens", "prompt")  # FEU is read where it was trained, if it was
+        logits, mask, feu, letter_mass = score_all(model, examples, pad_token_id, batch_size, progress, tokens)
         return Prediction(ids=tuple(ids), logits=logits, mask=mask, feu=feu, letter_mass=letter_mass)
 
     def adapter_config(self, model: Any) -> Any:
