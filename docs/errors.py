@@ -271,6 +271,8 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("Modules that the model does not have", f"{_TRAIN} --set method.target_modules=[q_prj]"),
         Case("Chat prompts for a model without a chat template", f"{_TRAIN} --set prompt.pack=chat"),
         Case("Every question kept for calibration", f"{_TRAIN} --set data.calibration_fraction=1"),
+        Case("Optimizer that transformers does not know", f"{_TRAIN} --set train.optim=foo"),
+        Case("Evaluation while training", f"{_TRAIN} --set train.eval_strategy=steps"),
         Case("Evaluation without data", "evaluate run"),
         Case("The same data twice", "evaluate run --data questions.jsonl questions.jsonl"),
         Case("Split of a file", "evaluate run --data questions.jsonl --split test"),

@@ -40,6 +40,7 @@ def prepare(config: Config) -> Prepared:
     Raises UserError with every bad row, or for a base model or tokenizer that cannot serve.
     """
     from uq4ct import backbone as backbones
+    from uq4ct.methods.base import check_training_options
     from uq4ct.prompts import Encoder
 
     questions = data.load(config.data.source, root=config.data.root, config=config.data, training=True)
@@ -48,6 +49,7 @@ def prepare(config: Config) -> Prepared:
     backbone = backbones.load(config.model)
     encoder = Encoder(backbone.tokenizer, config.prompt, context_length=backbone.context_length)
     config.method.check(backbone.model)
+    check_training_options(config.train, use_cpu=backbone.model.device.type == "cpu")
     examples, notes = encoder.encode_training(questions.questions)
     asked = encoder.encode_all(calibration)
     return Prepared(questions, calibration, examples, asked, backbone, encoder, (*questions.notes, *notes))

@@ -70,6 +70,8 @@ _OURS = {
     "seed": "use output.seed",
     "data_seed": "use output.seed",
     "remove_unused_columns": "the collator needs all columns",
+    "eval_strategy": "a run is evaluated with uq4ct evaluate",
+    "resume_from_checkpoint": "use --resume",
     "label_names": "answers are not passed as labels",
     "average_tokens_across_devices": "each loss term carries its own exact normaliser",
     "ddp_find_unused_parameters": "every adapter parameter always receives a gradient",
@@ -224,6 +226,16 @@ def training_arguments(bench: Bench) -> Any:
         **bench.train.model_dump(),
     }
     return transformers.TrainingArguments(output_dir=str(bench.folder), seed=bench.seed, **options)
+
+
+def check_training_options(train: TrainConfig, use_cpu: bool) -> None:
+    """Raise UserError where transformers refuses the value of a training option."""
+    import transformers
+
+    try:
+        transformers.TrainingArguments(**{"output_dir": "unused", "use_cpu": use_cpu, **train.model_dump()})
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"train: transformers refuses these options: {str(error).splitlines()[0]}") from error
 
 
 def load_adapter(model: Any, folder: Path) -> Any:
