@@ -322,3 +322,19 @@ def test_standard_output_is_json_alone(run, questions, capsys):
         "feu_auroc",
         "letter_mass",
     } <= set(printed["results"][0])
+
+
+def test_the_demo_prints_its_tables_and_writes_its_report_and_continues(tmp_path, monkeypatch, capsys):
+    from uq4ct import demo
+
+    monkeypatch.setattr(demo, "METHODS", ("zero_shot", "uq4ct"))
+    monkeypatch.setattr(demo, "TASKS", ("tiny-far",))
+    monkeypatch.setattr(demo, "TRAIN", {"max_steps": 1})
+    demo.run(tmp_path / "demo", say=lambda line: None)
+    first = capsys.readouterr().out
+    assert "trainable parameters" in first
+    assert (tmp_path / "demo" / "report.html").stat().st_size > 10_000
+    before = (tmp_path / "demo" / "uq4ct" / "adapter_model.safetensors").stat().st_mtime_ns
+    demo.run(tmp_path / "demo", say=lambda line: None)
+    assert capsys.readouterr().out == first
+    assert (tmp_path / "demo" / "uq4ct" / "adapter_model.safetensors").stat().st_mtime_ns == before
