@@ -90,7 +90,7 @@ def test_the_error_budget_is_spent_once() -> None:
 def test_without_a_threshold_there_is_a_reason() -> None:
     few = find_threshold(np.ones(20), np.ones(20), 0.9)
     assert few.threshold is None
-    assert "20 calibration answers are too few: even if all are right, 36 are needed" in few.reason
+    assert "20 calibration answers are too few: even if all are right, 42 are needed" in few.reason
     bad = find_threshold(np.linspace(0, 1, 200), np.tile([1.0, 0.0], 100), 0.9)
     assert bad.threshold is None
     assert bad.reason.startswith("no threshold shows 90 % with 95 % confidence")

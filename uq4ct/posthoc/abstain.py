@@ -4,8 +4,8 @@ A threshold read off the calibration accuracy curve would be the luckiest of man
 "the answers kept are right less often than the target", and the error of all tests together is bounded (Learn then
 Test, Angelopoulos et al. 2021): the candidates are 20 ranks of the calibration answers fixed beforehand, tested from
 the surest answers down by the exact binomial tail, and a passed test hands its error budget on to the next (fallback
-procedure, Wiens 2003). The budget starts at three ranks, a half and two quarters, so that one early unlucky answer
-does not end the search.
+procedure, Wiens 2003). The budget starts in quarters at four ranks, so that one early unlucky answer does not end the
+search.
 
 The guarantee holds for questions like those of the calibration split, over repetitions of the whole procedure, where
 accuracy crosses the target once as the threshold falls (a confidence that ranks at all). It says nothing under shift.
@@ -26,7 +26,7 @@ from uq4ct.errors import UserError
 from uq4ct.manifest import write_json
 
 STEPS = 20
-BUDGET = {0.0: 0.5, 1 / 3: 0.25, 2 / 3: 0.25}  # where along the steps the error budget starts, and its share
+BUDGET = {0.0: 0.25, 0.05: 0.25, 0.15: 0.25, 0.4: 0.25}  # where along the steps the error budget starts, and its share
 
 
 class Search(NamedTuple):
@@ -42,9 +42,9 @@ def find_threshold(confidence: np.ndarray, correct: np.ndarray, target_accuracy:
 
     >>> confidence = np.arange(1, 1001) / 1000
     >>> round(find_threshold(confidence, confidence > 0.3, target_accuracy=0.9).threshold, 3)
-    0.241
+    0.24
     >>> find_threshold(confidence[:20], np.ones(20), target_accuracy=0.9).reason
-    '20 calibration answers are too few: even if all are right, 36 are needed to show 90 % with 95 % confidence'
+    '20 calibration answers are too few: even if all are right, 42 are needed to show 90 % with 95 % confidence'
     """
     if not 0 < target_accuracy < 1:
         raise UserError(f"the target accuracy must lie between 0 and 1, got {target_accuracy:g}; 0.9 means 90 %")
