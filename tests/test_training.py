@@ -453,8 +453,12 @@ class InterruptAtTheEnd(transformers.TrainerCallback):
 
 
 def test_a_signal_that_finds_no_update_to_stop_is_not_swallowed(tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, callbacks=[InterruptAtTheEnd()], max_steps=1)
+    outside = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, callbacks=[InterruptAtTheEnd()], max_steps=1)
+    finally:
+        signal.signal(signal.SIGINT, outside)
 
 
 @pytest.mark.parametrize(("signum", "code"), [(15, 143), (2, 130)])
