@@ -83,6 +83,7 @@ def test_methods_are_listed_as_json(capsys):
         ),
         (["evaluate", "."], "Missing option '--data'"),
         (["predict", ".", "in.jsonl", "-o", "out.jsonl"], "error: .: not a run folder, it has no config.yaml"),
+        (["ask", ".", "-q", "Which?", "-c", "a", "-c", ""], "error: --choice: expected texts that differ, got ['a', '']"),
         (["metrics", "absent.jsonl"], "error: absent.jsonl: no such file"),
         (["ls", "task"], "error: ls: 'task' is not one of tasks, methods, metrics, runs. Did you mean 'tasks'?"),
         (["init", "-o", "absent/run.yaml"], "error: absent/run.yaml: the folder absent does not exist"),

@@ -234,6 +234,9 @@ def ask(
     while not choices:
         line = typer.prompt("Choices, separated by |", err=True)
         choices = [part.strip() for part in line.split("|") if part.strip()]
+    choices = [choice.strip() for choice in choices]
+    if not all(choices) or len(set(choices)) < len(choices):
+        raise UserError(f"--choice: expected texts that differ, got {choices}")
     if not 2 <= len(choices) <= 26:
         raise UserError(f"--choice: a question has 2 to 26 choices, got {len(choices)}")
     answer = UQModel.load(run, base=base).predict(question, choices, context)
