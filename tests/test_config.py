@@ -113,6 +113,13 @@ def test_the_fit_hash_depends_on_the_fit_alone():
     assert resolve([Layer.of({"method": {"top_k": 3}}, "x")]).fit_hash != base.fit_hash
 
 
+def test_one_file_named_in_two_ways_is_one_fit(tmp_path, monkeypatch):
+    (tmp_path / "train.jsonl").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    ways = ("train.jsonl", "./train.jsonl", str(tmp_path / "train.jsonl"))
+    assert len({resolve([Layer.of({"data": {"source": way}}, "x")]).fit_hash for way in ways}) == 1
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("method", methods.names())
 def test_every_preset_fits_every_method(preset, method):

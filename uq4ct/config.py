@@ -78,6 +78,8 @@ class Config(BaseModel):
         facts = self.dump()
         del facts["eval"], facts["output"], facts["model"]["device"]
         facts["seed"] = self.output.seed
+        if Path(self.data.source).is_file():  # one file may be named in several ways
+            facts["data"]["source"] = str(Path(self.data.source).resolve())
         for name in ("logging_steps", "save_steps", "save_total_limit", "report_to", "disable_tqdm"):
             facts["train"].pop(name, None)
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -141,7 +141,7 @@ def _run(folder: Path) -> _Part:
         rows = predictions.read(path)
         if any(row["label"] is not None for row in rows):
             metrics = _complete(_json(path.parent / "metrics.json"), rows)
-            evaluations.append((str(metrics.get("task") or path.parent.name), metrics, rows))
+            evaluations.append((path.parent.name, metrics, rows))  # "task", or "task.split" for another split
     rule = folder / "abstain.json"
     order = {name: place for place, name in enumerate(_order(facts))}
     evaluations.sort(key=lambda evaluation: (order.get(evaluation[0], len(order)), evaluation[0]))
