@@ -25,7 +25,7 @@ def run(
 ) -> None:
     """Fit and evaluate every method, print the table and write ``report.html``; what is complete is kept."""
     started = time.monotonic()
-    say(f"uq4ct demo: {len(METHODS)} methods on the bundled benchmark, seed {seed}; about five minutes on 2 cores")
+    say(f"uq4ct demo: {len(METHODS)} methods on the bundled benchmark, seed {seed}; one to five minutes on 2 cores")
     results, runs = [], []
     for number, method in enumerate(METHODS, 1):
         say(f"\n[{number}/{len(METHODS)}] {method}")
