@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,7 +13,7 @@ from uq4ct import predictions
 from uq4ct.config import Config
 from uq4ct.errors import UserError
 from uq4ct.posthoc.abstain import AbstainRule
-from uq4ct.runs import Run, Say, to_stderr
+from uq4ct.runs import Run
 from uq4ct.types import Prediction, Question
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class UQModel:
     rule: AbstainRule | None = None
 
     @classmethod
-    def load(cls, run: Run | Path | str, *, base: str | None = None, say: Say = to_stderr) -> UQModel:
+    def load(cls, run: Run | Path | str, *, base: str | None = None) -> UQModel:
         """Load a run: base model, adapter, prompt pack and abstain rule.
 
         ``base`` names the base model's new place where it moved. Raises UserError where a file of the run has changed,
@@ -118,13 +118,14 @@ class UQModel:
         self,
         questions: Sequence[Question],
         *,
+        examples: Sequence[Mapping[str, Any]] | None = None,
         batch_size: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Prediction:
-        """Return the predictive distribution over questions, in their order."""
+        """Return the predictive distribution over questions, in order; ``examples`` are they, if encoded already."""
         return self.config.method.predict(
             self.model,
-            self.encoder.encode_all(questions),
+            self.encoder.encode_all(questions) if examples is None else examples,
             ids=[question.id for question in questions],
             pad_token_id=self.encoder.pad_token_id,
             batch_size=batch_size or self.config.eval.batch_size,

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -346,6 +346,3 @@ def _place(dotted: str, places: Mapping[str, str]) -> str:
     while dotted and dotted not in places:
         dotted = dotted.rpartition(".")[0]
     return places.get(dotted, "config")
-
-
-PresetName = Literal["product", "paper", "bayesian-lora"]

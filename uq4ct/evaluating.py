@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -54,10 +55,12 @@ def evaluate(
         resume and _is_evaluated(folder, {**facts, "data_sha256": questions.sha256})
         for folder, questions in zip(folders, sets, strict=True)
     ]
+    examples: Iterator[dict[str, Any]] = iter(())
     if not all(kept):
-        model = replace(model or UQModel.load(run, base=base, say=say), rule=rule)
+        model = replace(model or UQModel.load(run, base=base), rule=rule)
         # a prompt that cannot be scored shows before anything is written
-        model.encoder.encode_all([q for done, part in zip(kept, sets, strict=True) if not done for q in part.questions])
+        asked = [q for done, part in zip(kept, sets, strict=True) if not done for q in part.questions]
+        examples = iter(model.encoder.encode_all(asked))
     if rule != run.rule and rule is not None:
         rule.save(run.folder / RULE)
     results = []
@@ -69,6 +72,7 @@ def evaluate(
             say(f"note: {note}")
         prediction = model.predict_questions(
             questions.questions,
+            examples=list(islice(examples, len(questions))),
             batch_size=batch_size,
             progress=progress(name, len(questions)) if progress else None,
         )
@@ -111,8 +115,9 @@ def predict(
     """
     _refuse_bad_output(source, output)
     questions = data.read_file(source, config=run.config.data, require_answers=False)
-    model = UQModel.load(run, base=base, say=say)
-    model.encoder.encode_all(questions.questions)  # a prompt that cannot be scored shows before anything is written
+    model = UQModel.load(run, base=base)
+    # a prompt that cannot be scored shows before anything is written
+    examples = model.encoder.encode_all(questions.questions)
     if rule is not None:
         rule.save(run.folder / RULE)
         model = replace(model, rule=rule)
@@ -131,7 +136,8 @@ def predict(
         write_json(receipt, facts)
         for start in range(done, len(questions), CHUNK):
             chunk = questions.questions[start : start + CHUNK]
-            for row in model.rows(chunk, model.predict_questions(chunk, batch_size=batch_size)):
+            encoded = examples[start : start + CHUNK]
+            for row in model.rows(chunk, model.predict_questions(chunk, examples=encoded, batch_size=batch_size)):
                 file.write(predictions.to_line(row).encode())
             file.flush()
             os.fsync(file.fileno())

@@ -142,7 +142,9 @@ def _begin(ready: Prepared, config: Config, folder: Path, say: Say) -> None:
 def _finish(ready: Prepared, config: Config, fitted: UQModel, folder: Path, seconds: float, say: Say) -> None:
     """Write what the fit gave, its manifest last."""
     if ready.calibration:
-        rows = fitted.rows(ready.calibration, fitted.predict_questions(ready.calibration))
+        rows = fitted.rows(
+            ready.calibration, fitted.predict_questions(ready.calibration, examples=ready.calibration_examples)
+        )
         predictions.write(folder / "calibration.jsonl", rows)
     write_json(folder / "uq4ct.json", _facts(ready, config, fitted, seconds))
     write_manifest(folder, [name for name in FIT_FILES if (folder / name).is_file()])
