@@ -98,7 +98,7 @@ from uq4ct.answering import UQModel
 asked = data.read_file(sys.argv[1]).questions
 found = {}
 for folder in sys.argv[2:]:
-    model = UQModel.load(folder, say=lambda line: None)
+    model = UQModel.load(folder)
     calibration = set(json.load(open(f"{folder}/splits.json"))["calibration"])
     questions = [question for question in asked if question.id in calibration]
     found[folder] = {row["id"]: row["probabilities"] for row in model.rows(questions, model.predict_questions(questions))}
