@@ -8,7 +8,7 @@ import pytest
 
 from uq4ct import config as configuration
 from uq4ct import methods, template
-from uq4ct.config import PRESETS, Layer, read_settings, read_yaml, resolve
+from uq4ct.config import PRESETS, Layer, preset_layers, read_settings, read_yaml, resolve
 from uq4ct.errors import UserError
 
 
@@ -141,6 +141,15 @@ def test_the_paper_preset_is_appendix_a4():
         1.0,
         512,
     )
+
+
+def test_the_paper_preset_trains_on_climateqa_with_larger_steps_and_more_dropout_unless_told_otherwise():
+    climate = preset_layers("paper", "climaqa")
+    resolved, other = resolve(climate), resolve(preset_layers("paper", "openbookqa"))
+    assert (resolved.train.learning_rate, resolved.method.dropout) == (5e-4, 0.1)
+    assert (other.train.learning_rate, other.method.dropout) == (2e-4, 0.05)
+    assert resolve([*climate, Layer.of({"train": {"learning_rate": 1e-3}}, "--set")]).train.learning_rate == 1e-3
+    assert resolve([*climate, Layer.of({"method": {"name": "zero_shot"}}, "--method")]).method.name == "zero_shot"
 
 
 @pytest.mark.parametrize("method", methods.names())

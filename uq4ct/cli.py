@@ -394,12 +394,9 @@ def _config(
     """Merge preset, file and flags, in this order, the later ones winning."""
     from uq4ct import config as configuration
 
-    if preset not in configuration.PRESETS:
-        near = did_you_mean(preset, list(configuration.PRESETS))
-        raise UserError(f"--preset: '{preset}' is not one of {', '.join(configuration.PRESETS)}.{near}")
-    layers = [configuration.Layer.of(configuration.PRESETS[preset], f"preset {preset}")]
-    if config is not None:
-        layers.append(configuration.read_yaml(config))
+    file = [] if config is None else [configuration.read_yaml(config)]
+    of_file = [layer.values["data"].get("source") for layer in file if isinstance(layer.values.get("data"), dict)]
+    layers = [*configuration.preset_layers(preset, data or next(iter(of_file), None)), *file]
     flags = {
         "--model": ("model", "name", model),
         "--data": ("data", "source", data),
