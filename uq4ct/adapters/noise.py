@@ -1,0 +1,119 @@
+"""Noise that belongs to a token and not to a batch, for methods that sample at test time.
+
+A pseudo-random number generator deals its numbers out in the order of a tensor's entries, so a question would meet
+other numbers in another batch, behind other padding or in another order. Here every number is a hash of what it is
+for (Salmon et al. 2011 call such generators counter-based): the seed, the sample, the site in the model, the token
+with all tokens before it, and the channel. The options of one question share their prompt's noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+MIX_1, MIX_2, STEP = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0x9E3779B97F4A7C15  # splitmix64 (Steele et al. 2014)
+
+
+def token_positions(mask: Bool[Tensor, "batch token"]) -> Int[Tensor, "batch token"]:
+    """Return each real token's index counted from its row's first real token; 0 or the last index on padding.
+
+    >>> token_positions(torch.tensor([[False, True, True], [True, True, False]])).tolist()
+    [[0, 0, 1], [0, 1, 1]]
+    """
+    return (mask.long().cumsum(dim=-1) - 1).clamp(min=0)
+
+
+def token_keys(
+    input_ids: Int[Tensor, "batch token"], mask: Bool[Tensor, "batch token"] | None = None
+) -> Int[Tensor, "batch token"]:
+    """Return a 64-bit hash of each real token, its position and all real tokens before it; padding never counts.
+
+    >>> padded = torch.tensor([[0, 5, 6], [5, 6, 7]])
+    >>> keys = token_keys(padded, torch.tensor([[False, True, True], [True, True, True]]))
+    >>> bool((keys[0, 1:] == keys[1, :2]).all()), bool(keys[1, 2] == keys[0, 2])
+    (True, False)
+    """
+    mask = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask.bool()
+    placed = _mix(_mix(input_ids.long() + _signed(STEP)) + token_positions(mask))
+    return _mix(placed.masked_fill(~mask, 0).cumsum(dim=-1))
+
+
+def uniform(
+    keys: Int[Tensor, "*tokens"], channels: int, *, seed: int = 0, sample: int = 0, site: int = 0
+) -> Float[Tensor, "*tokens channel"]:
+    """Return one number of (0, 1), never its ends, for each token and channel.
+
+    The same seed, sample, site, token key and channel give the same number on every device; a change of any gives an
+    independent one. ``site`` numbers the places in the model that draw noise.
+
+    >>> keys = token_keys(torch.tensor([[5, 6, 7]]))
+    >>> uniform(keys, 4, sample=1).shape, bool((uniform(keys, 4)[:, :2] == uniform(keys[:, :2], 4)).all())
+    (torch.Size([1, 3, 4]), True)
+    """
+    stream = 0
+    for number in (seed, sample, site):
+        stream = _mix_number(stream + number + STEP)
+    channel = _mix(torch.arange(channels, device=keys.device) * _signed(STEP) + _signed(stream))
+    # two rounds are enough, as both terms are well mixed; the sum must not stay linear in them
+    x = keys[..., None] + channel
+    x = x.bitwise_xor_(_shifted(x, 32)).mul_(_signed(MIX_1))
+    x = x.bitwise_xor_(_shifted(x, 29)).mul_(_signed(MIX_2))
+    # 23 bits and a half are exact in float32; with 24 the largest would round to 1
+    return _shifted(x, 41).float().add_(0.5).mul_(2.0**-23)
+
+
+class Watched:
+    """Hold the token keys of the forward pass that is running."""
+
+    _keys: Int[Tensor, "batch token"] | None = None
+
+    def keys_for(self, tokens: tuple[int, ...]) -> Int[Tensor, "*tokens"]:
+        """Return the keys in the shape of a layer's tokens, (batch, token) or flattened."""
+        if self._keys is None:
+            raise RuntimeError("noise by token needs a forward pass of the watched model itself, with its input_ids")
+        return self._keys.reshape(tokens)
+
+
+@contextmanager
+def watch_tokens(model: nn.Module) -> Iterator[Watched]:
+    """Note the tokens of every forward pass of ``model`` inside the context, wrapped or not; nothing is left behind."""
+    watched = Watched()
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        input_ids = args[0] if args else kwargs.get("input_ids")
+        mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
+        watched._keys = None if input_ids is None else token_keys(input_ids, mask)
+
+    handle = model.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        yield watched
+    finally:
+        handle.remove()
+
+
+def _mix(x: Int[Tensor, "*any"]) -> Int[Tensor, "*any"]:
+    """Return splitmix64's finaliser of every number: each bit in changes half of the bits out."""
+    x = (x ^ _shifted(x, 30)) * _signed(MIX_1)
+    x = (x ^ _shifted(x, 27)) * _signed(MIX_2)
+    return x ^ _shifted(x, 31)
+
+
+def _mix_number(x: int) -> int:
+    x &= 2**64 - 1
+    x = ((x ^ (x >> 30)) * MIX_1) & (2**64 - 1)
+    x = ((x ^ (x >> 27)) * MIX_2) & (2**64 - 1)
+    return x ^ (x >> 31)
+
+
+def _shifted(x: Int[Tensor, "*any"], places: int) -> Int[Tensor, "*any"]:
+    """Shift right as if int64 had no sign."""
+    return (x >> places).bitwise_and_(2 ** (64 - places) - 1)
+
+
+def _signed(x: int) -> int:
+    return x - 2**64 if x >= 2**63 else x
