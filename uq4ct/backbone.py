@@ -63,10 +63,7 @@ class Backbone:
         Weight files over 1 GiB are sampled (their size and 64 MiB spread over them): this tells models apart, and is no
         protection against someone who wants to deceive.
         """
-        digest = hashlib.sha256()
-        for path in sorted(self.files, key=lambda path: path.name):
-            digest.update(f"{path.name}\0{_identity(path)}\n".encode())
-        return digest.hexdigest()
+        return _fingerprint(self.files)
 
     @property
     def description(self) -> dict[str, Any]:
@@ -80,6 +77,45 @@ class Backbone:
             "context_length": self.context_length,
             "fingerprint": self.fingerprint,
         }
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A base model without its weights: ``model`` has every shape, on the meta device, and no number.
+
+    ``identity`` is the fingerprint of a folder, and the commit of a hub model, whose weights need not be here yet.
+    """
+
+    model: Any
+    tokenizer: Any
+    identity: str
+    parameters: int
+    context_length: int | None
+
+
+def outline(config: ModelConfig) -> Outline:
+    """Read all of a base model but its weights: enough to check a method, prompts and cost in a second.
+
+    Raises UserError as ``load`` does, where the weights are not needed to see it.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    _check_quantization(config)
+    source = _source(config)
+    settings, commit = _settings(source, config)
+    _check_is_causal(source, settings)
+    tokenizer = _tokenizer(source, commit, config)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(settings, trust_remote_code=config.trust_remote_code)
+    _check_tokenizer_fits(source, tokenizer, model)
+    return Outline(
+        model=model.eval(),
+        tokenizer=tokenizer,
+        identity=_fingerprint(_files(source, commit, config)) if Path(source).is_dir() else f"{source}@{commit}",
+        parameters=model.num_parameters(),
+        context_length=_context_length(settings),
+    )
 
 
 def load(config: ModelConfig | None = None) -> Backbone:
@@ -354,6 +390,13 @@ def _context_length(settings: Any) -> int | None:
         if isinstance(length := getattr(text, name, None), int) and length > 0:
             return length
     return None
+
+
+def _fingerprint(files: tuple[Path, ...]) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(files, key=lambda path: path.name):
+        digest.update(f"{path.name}\0{_identity(path)}\n".encode())
+    return digest.hexdigest()
 
 
 def _identity(path: Path) -> str:

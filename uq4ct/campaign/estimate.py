@@ -1,0 +1,100 @@
+"""How long the cells of a plan will take and how much disk they will need, told before anything runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from statistics import mean
+from typing import Literal, NamedTuple
+
+from uq4ct.campaign.cells import Cell, Outcome
+from uq4ct.campaign.job import training_of
+from uq4ct.campaign.planning import Plan, Size
+
+START = 3.0  # seconds to load questions and a base model
+STEP = 0.05  # seconds of an optimizer step besides its arithmetic
+ANSWER = 0.001  # seconds of an answer besides its arithmetic
+ROW_BYTES = 1500  # of a prediction
+
+
+class Estimate(NamedTuple):
+    """Seconds of one cell, and where the number comes from."""
+
+    seconds: float
+    basis: Literal["measured", "like cells", "arithmetic"]
+
+
+def estimate(plan: Plan, outcomes: Sequence[Outcome]) -> dict[str, Estimate]:
+    """Return what each cell takes, by its name.
+
+    A finished cell says so itself, and stands for the others of its method on its task. The rest is arithmetic at this
+    machine's measured speed, corrected by how long finished cells really took; a training that cells share counts once.
+    """
+    done = {outcome.cell.name: outcome.seconds for outcome in outcomes if outcome.seconds}
+    like: dict[tuple[str, str], list[float]] = {}
+    for cell in plan.cells:
+        if seconds := done.get(cell.name):
+            like.setdefault((cell.method, cell.task), []).append(seconds)
+    sizes = plan.sizes
+    todo = [cell for cell in plan.cells if cell.name not in done and (cell.method, cell.task) not in like]
+    speed = flops_per_second(sizes[todo[0].name].hidden) if todo else 1.0
+    raw = {cell.name: _seconds(cell, sizes[cell.name], speed, True) for cell in plan.cells}
+    correction = sum(done.values()) / sum(raw[name] for name in done) if done else 1.0
+    trained: set[str] = {training_of(cell) for cell in plan.cells if cell.name in done}
+    found: dict[str, Estimate] = {}
+    for cell in plan.cells:
+        if seconds := done.get(cell.name):
+            found[cell.name] = Estimate(seconds, "measured")
+        elif some := like.get((cell.method, cell.task)):
+            found[cell.name] = Estimate(mean(some), "like cells")
+        else:
+            fresh = training_of(cell) not in trained
+            seconds = correction * _seconds(cell, sizes[cell.name], speed, fresh)
+            found[cell.name] = Estimate(round(seconds, 1), "arithmetic")
+        trained.add(training_of(cell))
+    return found
+
+
+def flops_per_second(hidden: int) -> float:
+    """Measure a matrix product of the base model's width for a fifth of a second."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    kind = torch.bfloat16 if device == "cuda" else torch.float32
+    left, right = (
+        torch.ones(1024, hidden, device=device, dtype=kind),
+        torch.ones(hidden, hidden, device=device).to(kind),
+    )
+    count, began = 0, time.perf_counter()
+    while time.perf_counter() - began < 0.2 or not count:
+        (left @ right)[0, 0].item()  # wait until it is done
+        count += 1
+    return count * 2 * 1024 * hidden**2 / (time.perf_counter() - began)
+
+
+def disk_bytes(plan: Plan, todo: Sequence[Cell]) -> int:
+    """Return about how many bytes the cells that are still to run will take: adapters, checkpoints, predictions."""
+    total = 0
+    for cell in todo:
+        size = plan.sizes[cell.name]
+        adapters = 4 * size.trainable * _trainings(cell)
+        total += 7 * adapters + size.answers * ROW_BYTES  # two checkpoints of an adapter with two Adam moments each
+    return total
+
+
+def _seconds(cell: Cell, size: Size, speed: float, trained: bool) -> float:
+    """A forward pass is 2 operations per parameter and token; the backward pass through a frozen base 2, through the
+    adapter 4."""
+    seconds = START
+    if trained:
+        work = size.training_tokens * (4 * size.parameters + 6 * size.trainable)
+        seconds += _trainings(cell) * (work / speed + STEP * size.steps)
+    passes = cell.config.method.passes
+    work = size.answer_tokens * 2 * (size.parameters + size.trainable)
+    return seconds + passes * (work / speed + ANSWER * size.answers)
+
+
+def _trainings(cell: Cell) -> int:
+    """Return how many adapters a method trains: an ensemble that takes no snapshots of one training, one per member."""
+    method = cell.config.method
+    return 1 if method.snapshots else int(getattr(method, "members", 1))

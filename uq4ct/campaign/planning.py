@@ -1,0 +1,248 @@
+"""From methods, seeds and sources to cells: everything that can be a mistake is found here, before anything runs."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from uq4ct import data
+from uq4ct.campaign.cells import Cell, placed
+from uq4ct.campaign.specs import MethodSpec
+from uq4ct.config import Config, Layer, resolve
+from uq4ct.data import DataConfig, NoData, QuestionSet
+from uq4ct.errors import UserError
+
+if TYPE_CHECKING:
+    from uq4ct.backbone import Outline
+    from uq4ct.prompts import Encoder
+
+Source = tuple[str, str | None]  # a task, file, folder or hub id; a split, or None for its default
+
+
+class Size(NamedTuple):
+    """What a cell has to compute, for an estimate of its time and disk."""
+
+    steps: int
+    training_tokens: float  # in all steps
+    answer_tokens: float  # of the questions to answer, once each
+    answers: int
+    parameters: int  # of the base model
+    trainable: int  # numbers in one adapter
+    hidden: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Cells in the order in which they should run; ``absent`` sources have no data, and the reason why."""
+
+    cells: tuple[Cell, ...]
+    absent: Mapping[str, str]
+    sizes: Mapping[str, Size]  # by the cell's name
+    notes: tuple[str, ...] = ()
+
+    def __add__(self, other: Plan) -> Plan:
+        """Join two plans of one campaign; a cell that is in both is there once."""
+        cells = {cell.name: cell for cell in (*self.cells, *other.cells)}
+        notes = tuple(dict.fromkeys((*self.notes, *other.notes)))
+        return Plan(tuple(cells.values()), {**self.absent, **other.absent}, {**self.sizes, **other.sizes}, notes)
+
+
+def plan(
+    methods: Sequence[MethodSpec],
+    source: str,
+    seeds: Sequence[int],
+    evaluate: Sequence[Source],
+    *,
+    output: Path,
+    layers: Sequence[Layer] = (),
+) -> Plan:
+    """Lay out the cells of all methods and seeds on one training task, each evaluated on every source.
+
+    ``layers`` are the options that all methods have in common; a method's own win over them. The base model is read
+    without its weights. A source to evaluate on that is a known task without data is left out and told in ``absent``.
+    Raises UserError with every mistake in options, questions, base model and prompts; NoData where there is nothing to
+    train on.
+    """
+    problems = _Problems()
+    configs: dict[str, Config] = {}
+    for spec in methods:
+        with problems.caught():
+            configs[spec.label] = resolve([*layers, spec.layer, Layer.of({"data": {"source": source}}, "--data")])
+    for label, config in configs.items():
+        if config.method.posthoc and not config.data.calibration_fraction:
+            problems.add(
+                f"--methods: '{label}' fits {config.method.posthoc} on a calibration split, but none is kept "
+                "(data.calibration_fraction is 0, as in the paper's protocol); leave '+"
+                f"{config.method.posthoc}' out, or use --protocol sound"
+            )
+    if problems.found and not configs:
+        problems.end()
+    desk = _Desk()
+    anyone = next(iter(configs.values()))
+    training: QuestionSet | None = None
+    with problems.caught():
+        training = desk.questions(source, None, anyone, True)
+    sets, absent = _evaluation_sets(evaluate, anyone, desk, problems)
+    for config in configs.values():
+        with problems.caught():
+            config.method.check(desk.outline(config).model)
+    problems.end()
+    assert training is not None
+    cells: list[Cell] = []
+    sizes: dict[str, Size] = {}
+    for seed in seeds:
+        for label, config in configs.items():
+            seeded = config.model_copy(update={"output": config.output.model_copy(update={"seed": seed})})
+            bare = Cell(label, training.name, seed, seeded, tuple(sets))
+            base = desk.outline(config).identity
+            cell = placed(bare, output, base, [training.sha256, *(part.sha256 for part in sets.values())])
+            with problems.caught():
+                sizes[cell.name] = _size(cell, training, list(sets.values()), desk)
+            cells.append(cell)
+    _refuse_twins(cells, problems)
+    problems.end()
+    return Plan(tuple(cells), absent, sizes, tuple(_overlaps(training, sets.values())))
+
+
+class _Problems:
+    """Mistakes that were found so far."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, None] = {}
+        self._no_data: list[NoData] = []
+
+    def add(self, *problems: str) -> None:
+        self.found |= dict.fromkeys(problems)
+
+    @contextmanager
+    def caught(self) -> Iterator[None]:
+        """Note the UserError of the block and go on."""
+        try:
+            yield
+        except UserError as error:
+            if isinstance(error, NoData):
+                self._no_data.append(error)
+            self.add(*error.problems)
+
+    def end(self) -> None:
+        """Raise UserError with all that was found; NoData where that is all there is."""
+        if len(self._no_data) == 1 and len(self.found) == len(self._no_data[0].problems):
+            raise self._no_data[0]
+        if self.found:
+            raise UserError(list(self.found))
+
+
+class _Desk:
+    """Read base models and prompts once each, however many cells have them in common."""
+
+    def __init__(self) -> None:
+        self._outlines: dict[str, Outline] = {}
+        self._lengths: dict[tuple[str, str, str | None, bool], list[int]] = {}
+        self._trainable: dict[tuple[str, str], int] = {}
+
+    def questions(self, source: str, split: str | None, config: Config, training: bool) -> QuestionSet:
+        """Read the questions of a source as a configuration says."""
+        reading = DataConfig.model_validate(config.data.model_dump(include=set(DataConfig.model_fields)))
+        return data.load(source, split=split, root=config.data.root, config=reading, training=training)
+
+    def outline(self, config: Config) -> Outline:
+        """Return the base model without weights."""
+        from uq4ct import backbone
+
+        key = config.model.model_dump_json()
+        if key not in self._outlines:
+            self._outlines[key] = backbone.outline(config.model)
+        return self._outlines[key]
+
+    def lengths(self, config: Config, part: QuestionSet, training: bool) -> list[int]:
+        """Return the tokens of each prompt. Raises UserError where a prompt cannot be scored."""
+        from uq4ct.prompts import Encoder
+
+        key = (config.model.model_dump_json() + config.prompt.model_dump_json(), part.path, part.split, training)
+        if key not in self._lengths:
+            base = self.outline(config)
+            encoder: Encoder = Encoder(base.tokenizer, config.prompt, context_length=base.context_length)
+            examples = encoder.encode_training(part.questions)[0] if training else encoder.encode_all(part.questions)
+            self._lengths[key] = [len(example["input_ids"]) for example in examples]
+        return self._lengths[key]
+
+    def trainable(self, config: Config) -> int:
+        """Count the numbers in one adapter of a method, 0 where it has none."""
+        import peft
+
+        key = (config.model.model_dump_json(), f"{config.method.name} {config.method.model_dump_json()}")
+        if key not in self._trainable:
+            model = self.outline(config).model
+            try:
+                adapter = config.method.adapter_config(model)
+            except TypeError:
+                adapter = None
+            adapted = peft.get_peft_model(copy.deepcopy(model), adapter) if adapter else None
+            every = adapted.parameters() if adapted else ()
+            self._trainable[key] = sum(each.numel() for each in every if each.requires_grad)
+        return self._trainable[key]
+
+
+def _evaluation_sets(
+    evaluate: Sequence[Source], config: Config, desk: _Desk, problems: _Problems
+) -> tuple[dict[Source, QuestionSet], dict[str, str]]:
+    sets: dict[Source, QuestionSet] = {}
+    absent: dict[str, str] = {}
+    for source, split in dict.fromkeys(evaluate):
+        with problems.caught():
+            try:
+                sets[source, split] = desk.questions(source, split, config, False)
+            except NoData as error:
+                absent[source] = str(error)
+    names = [part.name if part.default_split else f"{part.name}.{part.split}" for part in sets.values()]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        problems.add(f"--eval-data: two sources are called '{name}'; rename one file or its folder")
+    if not sets and not problems.found:
+        problems.add(*(absent.values() or ["--eval-data: name at least one source to evaluate on"]))
+    return sets, absent
+
+
+def _size(cell: Cell, training: QuestionSet, sets: Sequence[QuestionSet], desk: _Desk) -> Size:
+    config = cell.config
+    fit, calibration = data.calibration_split(training, config=config.data, seed=cell.seed)
+    lengths = desk.lengths(config, training, True)
+    mean = sum(lengths) / len(lengths)
+    trainable = desk.trainable(config)
+    batch = config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps
+    steps = math.ceil(math.ceil(len(fit) / batch) * config.train.num_train_epochs)
+    steps = config.train.max_steps if config.train.max_steps > 0 else steps
+    steps = steps if trainable else 0
+    asked = [length for part in sets for length in desk.lengths(config, part, False)]
+    base = desk.outline(config)
+    return Size(
+        steps=steps,
+        training_tokens=steps * batch * mean,
+        answer_tokens=sum(asked) + len(calibration) * mean,
+        answers=len(asked) + len(calibration),
+        parameters=base.parameters,
+        trainable=trainable,
+        hidden=base.model.config.get_text_config().hidden_size,
+    )
+
+
+def _refuse_twins(cells: Sequence[Cell], problems: _Problems) -> None:
+    """Note methods that are written differently and mean the same."""
+    first: dict[str, str] = {}
+    for cell in cells:
+        other = first.setdefault(cell.digest, cell.method)
+        if other != cell.method:
+            problems.add(f"--methods: '{other}' and '{cell.method}' are the same method; name it once")
+
+
+def _overlaps(training: QuestionSet, sets: Any) -> Iterator[str]:
+    for part in sets:
+        if shared := data.overlap(training.questions, part.questions):
+            yield (
+                f"{len(shared):,} of the {len(part):,} questions of {part.name} also stand, with any answer, in the "
+                f"training questions of {training.name}"
+            )
