@@ -48,7 +48,7 @@ def rows(
             f"{len(questions)} questions and {len(prediction.ids)} predictions have different ids or orders"
         )
     probabilities, samples = prediction.probabilities, prediction.logits.shape[1]
-    logits = prediction.logits[:, 0] if samples == 1 else _log_mean(prediction.log_probs)
+    logits = prediction.logits[:, 0] if samples == 1 else prediction.log_probabilities
     parts = zip(prediction.total, prediction.aleatoric, prediction.epistemic, strict=True)
     made = []
     for i, (question, (total, aleatoric, epistemic)) in enumerate(zip(questions, parts, strict=True)):
@@ -145,14 +145,6 @@ def _logits(row: Row) -> list[float]:
         return row["logits"]
     with np.errstate(divide="ignore"):
         return np.log(np.array(list(row["probabilities"].values()), dtype=np.float64)).tolist()
-
-
-def _log_mean(log_probs: np.ndarray) -> np.ndarray:
-    """Average probabilities over samples without leaving logarithms, (item, choice)."""
-    highest = log_probs.max(axis=1, keepdims=True)
-    safe = np.where(np.isfinite(highest), highest, 0.0)
-    with np.errstate(divide="ignore"):
-        return np.log(np.exp(log_probs - safe).mean(axis=1)) + safe[:, 0]
 
 
 # ------------------------------------------------------------------------------------------------ reading anyone's rows

@@ -78,6 +78,14 @@ class Prediction:
         """Probabilities averaged over samples, (item, choice); zero where an item has no such choice."""
         return np.exp(self.log_probs).mean(axis=1)
 
+    @cached_property
+    def log_probabilities(self) -> np.ndarray:
+        """Logarithm of the averaged probabilities, (item, choice), computed without leaving logarithms."""
+        highest = self.log_probs.max(axis=1, keepdims=True)
+        safe = np.where(np.isfinite(highest), highest, 0.0)
+        with np.errstate(divide="ignore"):
+            return np.log(np.exp(self.log_probs - safe).mean(axis=1)) + safe[:, 0]
+
     @property
     def predicted(self) -> np.ndarray:
         """Index of the most probable choice, (item,)."""
