@@ -31,7 +31,7 @@ app = typer.Typer(
 _USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 # Flags that take several values after one name: `--data a b` is read as `--data a --data b`.
-SEVERAL = {"evaluate": ("--data",), "train": ("--set",), "validate": ("--set",)}
+SEVERAL = {"evaluate": ("--data",), "train": ("--set",), "validate": ("--set",), "compare": ("--eval-data", "--set")}
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 DataRoot = Annotated[
@@ -253,6 +253,70 @@ def ask(
 
 
 @app.command()
+def compare(
+    methods: Annotated[
+        str, typer.Option("--methods", metavar="A,B|all", help="E.g. lora,uq4ct[top_k=3;rank=8],mixlora+temperature.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the comparison.")],
+    model: Model = None,
+    data: Data = None,
+    eval_data: Annotated[
+        list[str] | None,
+        typer.Option("--eval-data", metavar="FILE|TASK ...", help="Default: the training task's evaluation split."),
+    ] = None,
+    seeds: Annotated[str, typer.Option("--seeds", help="Whole numbers with commas between.")] = "1,2,3",
+    protocol: Annotated[
+        str,
+        typer.Option(
+            "--protocol", metavar="sound|paper", help="Test split and calibration, or as the paper: validation, none."
+        ),
+    ] = "sound",
+    max_steps: MaxSteps = None,
+    preset: Annotated[
+        str | None, typer.Option("--preset", metavar="product|paper|bayesian-lora", help="Default: the protocol's.")
+    ] = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    data_root: DataRoot = None,
+    engine: Annotated[
+        str, typer.Option("--engine", metavar="local|ray", help="Processes on this machine, or a Ray cluster.")
+    ] = "local",
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Cells at a time. Default: one per GPU, else per two cores.")
+    ] = None,
+    gpus_per_cell: Annotated[
+        float | None, typer.Option("--gpus-per-cell", min=0, help="GPUs of a Ray task. Default: 1 where there is one.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cells, time and disk; write nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare methods over seeds: finished cells are kept, the same command continues an interrupted comparison."""
+    from uq4ct import campaign, comparing
+
+    held = comparing.protocol(protocol)
+    layers = _layers(model, data, None, None, max_steps, None, preset or held.preset, config, settings, data_root)
+    layers.insert(1, held.layer)  # above the preset, below what the user says
+    made = comparing.plan(methods, eval_data or [], seeds, output=output, held=held, layers=layers)
+    if dry_run:
+        outcomes = [campaign.state(cell) for cell in made.cells]
+        cells = comparing.describe(made, outcomes)
+        print(json.dumps({"cells": cells}) if as_json else comparing.plan_table(cells, made, outcomes))
+        return
+    outcomes, found = comparing.run(
+        made, output, held, engine=engine, workers=workers, gpus_per_cell=gpus_per_cell, say=_say
+    )
+    if as_json:
+        print(json.dumps({"cells": found["cells"], "results": found["results"]}, ensure_ascii=False, allow_nan=False))
+    else:
+        print(comparing.text_of(found))
+        _say(f"wrote {output}/results.json, table.md, table.csv, table.tex; next: uq4ct report {output}/cells")
+    if problems := comparing.problems_of(outcomes):
+        for problem in problems:
+            _say(f"error: {problem}")
+        raise SystemExit(1)
+
+
+@app.command()
 def metrics(
     source: Annotated[
         Path, typer.Argument(metavar="PREDICTIONS", help="Anyone's jsonl or csv with probabilities and label.")
@@ -281,6 +345,51 @@ def report(
 
     build_report(sources, output)
     _say(f"wrote {output}")
+
+
+@app.command()
+def reproduce(
+    table: Annotated[str, typer.Argument(metavar="table1|...|table6", help="Which of the paper's tables.")],
+    model: Model = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the table and its runs.")] = None,
+    data_root: DataRoot = None,
+    preset: Annotated[
+        str, typer.Option("--preset", metavar="paper|bayesian-lora", help="The paper's settings, or Laplace-LoRA's.")
+    ] = "paper",
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", metavar="1,2,3", help="Default: 1,2,3; with --budget smoke 1,2.")
+    ] = None,
+    budget: Annotated[
+        str, typer.Option("--budget", metavar="full|smoke", help="smoke: a few steps, to see that everything runs.")
+    ] = "full",
+    engine: Annotated[str, typer.Option("--engine", metavar="local|ray", help="Where cells run.")] = "local",
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Cells at a time.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells and what they cost, and stop.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run one of the paper's tables with any base model and print ours beside the paper's numbers."""
+    from uq4ct.experiments import request as requests
+    from uq4ct.experiments import running
+
+    request = requests.prepare(
+        table,
+        model=model,
+        output=output,
+        root=data_root or "hub",
+        preset=preset,
+        seeds=seeds,
+        budget=budget,
+        engine=engine,
+    )
+    if dry_run:
+        cells = running.describe(request)
+        print(json.dumps({"cells": cells}, ensure_ascii=False) if as_json else running.listing(request, cells))
+        return
+    page, record = running.run(request, engine=engine, workers=workers)
+    print(json.dumps(record, ensure_ascii=False, allow_nan=False) if as_json else page)
+    _say(f"wrote {output}/{table}.md, .csv, .tex and .json; the runs are in {output}/cells")
+    if any(cell["status"] != "complete" for cell in record["cells"]):
+        raise SystemExit(1)
 
 
 @app.command(name="ls")
@@ -394,6 +503,27 @@ def _config(
     """Merge preset, file and flags, in this order, the later ones winning."""
     from uq4ct import config as configuration
 
+    return configuration.resolve(
+        _layers(model, data, method, output, max_steps, seed, preset, config, settings, data_root, skip_bad_rows)
+    )
+
+
+def _layers(
+    model: str | None,
+    data: str | None,
+    method: str | None,
+    output: Path | None,
+    max_steps: int | None,
+    seed: int | None,
+    preset: str,
+    config: Path | None,
+    settings: list[str] | None,
+    data_root: str | None,
+    skip_bad_rows: bool = False,
+) -> list[Any]:
+    """Return preset, file and flags as layers of options, in this order."""
+    from uq4ct import config as configuration
+
     file = [] if config is None else [configuration.read_yaml(config)]
     of_file = [layer.values["data"].get("source") for layer in file if isinstance(layer.values.get("data"), dict)]
     layers = [*configuration.preset_layers(preset, data or next(iter(of_file), None)), *file]
@@ -412,8 +542,7 @@ def _config(
         for flag, (section, name, value) in flags.items()
         if value is not None
     ]
-    layers.append(configuration.read_settings(settings or []))
-    return configuration.resolve(layers)
+    return [*layers, configuration.read_settings(settings or [])]
 
 
 def _rule(run: Any, abstain_below: float | None, target_accuracy: float | None) -> Any:
