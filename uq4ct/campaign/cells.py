@@ -1,4 +1,4 @@
-"""One cell of a campaign: a method on a task with a seed, in a run folder that is named by the hash of all it is made of.
+"""One cell of a campaign: a method on a task with a seed, in a run folder named by the hash of all it is made of.
 
 <folder of the run>/            as `uq4ct train` and `uq4ct evaluate` write it
 <folder of the run>/cell.json   written last, when every evaluation is done
@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import os
 import re
 import time
 import traceback
@@ -36,7 +35,7 @@ _AROUND_FOLDERS = ("report", "campaign", "experiments", "serve")
 
 @dataclass(frozen=True)
 class Cell:
-    """What is fitted and where it is evaluated. ``digest`` identifies it by content; ``config.output`` names its folder."""
+    """What is fitted, and where it is evaluated. ``digest`` stands for all of it; ``config.output`` has the folder."""
 
     method: str  # as the user wrote it: "lora", "uq4ct[top_k=3]", "mixlora+temperature"
     task: str  # name of what it is trained on
@@ -87,8 +86,6 @@ def placed(cell: Cell, output: Path, base: str, digests: Sequence[str]) -> Cell:
     """
     facts = cell.config.dump()
     del facts["output"], facts["model"]["device"]
-    if Path(cell.config.data.source).exists():  # one file may be named in several ways
-        facts["data"]["source"] = str(Path(cell.config.data.source).resolve())
     content = {"code": science_digest(), "base": base, "config": facts, "seed": cell.seed, "data": list(digests)}
     content["splits"] = [split for _, split in cell.evaluate]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -205,7 +202,7 @@ def _place(run: Run, result: Mapping[str, Any]) -> str:
 
 
 def _holds(folder: Path, receipt: Mapping[str, Any]) -> bool:
-    """Tell whether a finished cell is whole: evaluations byte by byte; of the weights, which can be large, the sizes."""
+    """Tell whether a finished cell is whole: evaluations byte by byte, weights (they can be large) by their sizes."""
     try:
         fit = read_manifest(folder)["files"]
         sizes = all((folder / name).stat().st_size == entry["bytes"] for name, entry in fit.items())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from statistics import mean
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from uq4ct.campaign.cells import Cell, Outcome
 from uq4ct.campaign.job import training_of
@@ -60,11 +60,8 @@ def flops_per_second(hidden: int) -> float:
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    kind = torch.bfloat16 if device == "cuda" else torch.float32
-    left, right = (
-        torch.ones(1024, hidden, device=device, dtype=kind),
-        torch.ones(hidden, hidden, device=device).to(kind),
-    )
+    options: Any = {"device": device, "dtype": torch.bfloat16 if device == "cuda" else torch.float32}
+    left, right = torch.ones(1024, hidden, **options), torch.ones(hidden, hidden, **options)
     count, began = 0, time.perf_counter()
     while time.perf_counter() - began < 0.2 or not count:
         (left @ right)[0, 0].item()  # wait until it is done

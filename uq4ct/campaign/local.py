@@ -1,4 +1,4 @@
-"""The local engine: worker processes on this machine, each doing one cell at a time; a killed one costs only its cell."""
+"""The local engine: worker processes on this machine, one cell each at a time; a killed one costs only its cell."""
 
 from __future__ import annotations
 
@@ -91,6 +91,8 @@ class _Office:
             if (cell := worker.cell) and (status := worker.answer()):
                 worker.cell = None
                 if status == "busy":
+                    if cell.name not in self._not_before:
+                        self.job.say(f"{cell.name}: another process works on it; its result is waited for")
                     self.waiting.append(cell)
                     self._not_before[cell.name] = time.monotonic() + AGAIN
                     self.job.put_back(cell)
@@ -123,14 +125,16 @@ class _Worker:
     @property
     def answers(self) -> int:
         """The file descriptor on which answers come."""
-        assert self._process is not None and self._process.stdout is not None
+        assert self._process is not None
+        assert self._process.stdout is not None
         return self._process.stdout.fileno()
 
     def begin(self, cell: Cell) -> None:
         """Give the process a cell."""
         if self._process is None or self._process.poll() is not None:
             self._start()
-        assert self._process is not None and self._process.stdin is not None
+        assert self._process is not None
+        assert self._process.stdin is not None
         self.cell = cell
         line = attendant.order(cell, self._job.store, self._job.logs, self._job.snapshots)
         try:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from uq4ct import data
+from uq4ct import data, tasks
 from uq4ct.campaign.cells import Cell, placed
 from uq4ct.campaign.specs import MethodSpec
 from uq4ct.config import Config, Layer, resolve
@@ -68,11 +68,12 @@ def plan(
     Raises UserError with every mistake in options, questions, base model and prompts; NoData where there is nothing to
     train on.
     """
-    problems = _Problems()
+    problems = Problems()
     configs: dict[str, Config] = {}
     for spec in methods:
         with problems.caught():
-            configs[spec.label] = resolve([*layers, spec.layer, Layer.of({"data": {"source": source}}, "--data")])
+            config = resolve([*layers, spec.layer, Layer.of({"data": {"source": source}}, "--data")])
+            configs[spec.label] = _anywhere(config)
     for label, config in configs.items():
         if config.method.posthoc and not config.data.calibration_fraction:
             problems.add(
@@ -86,7 +87,7 @@ def plan(
     anyone = next(iter(configs.values()))
     training: QuestionSet | None = None
     with problems.caught():
-        training = desk.questions(source, None, anyone, True)
+        training = desk.questions(anyone.data.source, None, anyone, True)
     sets, absent = _evaluation_sets(evaluate, anyone, desk, problems)
     for config in configs.values():
         with problems.caught():
@@ -100,7 +101,7 @@ def plan(
             seeded = config.model_copy(update={"output": config.output.model_copy(update={"seed": seed})})
             bare = Cell(label, training.name, seed, seeded, tuple(sets))
             base = desk.outline(config).identity
-            cell = placed(bare, output, base, [training.sha256, *(part.sha256 for part in sets.values())])
+            cell = placed(bare, output.resolve(), base, [training.sha256, *(part.sha256 for part in sets.values())])
             with problems.caught():
                 sizes[cell.name] = _size(cell, training, list(sets.values()), desk)
             cells.append(cell)
@@ -109,7 +110,22 @@ def plan(
     return Plan(tuple(cells), absent, sizes, tuple(_overlaps(training, sets.values())))
 
 
-class _Problems:
+def _anywhere(config: Config) -> Config:
+    """Name files and folders so that processes with another working directory find them."""
+    places = {"source": _place(config.data.source)}
+    if config.data.root != "hub":
+        places["root"] = str(Path(config.data.root).resolve())
+    model = config.model
+    if model.name != "tiny" and Path(model.name).expanduser().is_dir():
+        model = model.model_copy(update={"name": str(Path(model.name).expanduser().resolve())})
+    return config.model_copy(update={"data": config.data.model_copy(update=places), "model": model})
+
+
+def _place(source: str) -> str:
+    return str(Path(source).resolve()) if source not in tasks.names() and Path(source).exists() else source
+
+
+class Problems:
     """Mistakes that were found so far."""
 
     def __init__(self) -> None:
@@ -189,11 +205,11 @@ class _Desk:
 
 
 def _evaluation_sets(
-    evaluate: Sequence[Source], config: Config, desk: _Desk, problems: _Problems
+    evaluate: Sequence[Source], config: Config, desk: _Desk, problems: Problems
 ) -> tuple[dict[Source, QuestionSet], dict[str, str]]:
     sets: dict[Source, QuestionSet] = {}
     absent: dict[str, str] = {}
-    for source, split in dict.fromkeys(evaluate):
+    for source, split in dict.fromkeys((_place(source), split) for source, split in evaluate):
         with problems.caught():
             try:
                 sets[source, split] = desk.questions(source, split, config, False)
@@ -230,7 +246,7 @@ def _size(cell: Cell, training: QuestionSet, sets: Sequence[QuestionSet], desk: 
     )
 
 
-def _refuse_twins(cells: Sequence[Cell], problems: _Problems) -> None:
+def _refuse_twins(cells: Sequence[Cell], problems: Problems) -> None:
     """Note methods that are written differently and mean the same."""
     first: dict[str, str] = {}
     for cell in cells:

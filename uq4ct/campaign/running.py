@@ -63,7 +63,7 @@ def run_cells(
 
 
 def _remove_checkpoints(store: Path, outcomes: Sequence[Outcome]) -> None:
-    """Once nothing is left to continue, drop the checkpoints of trainings; their adapters stay for later comparisons."""
+    """Once nothing is left to continue, drop checkpoints of trainings; adapters stay for later comparisons."""
     import shutil
 
     if any(outcome.status != "complete" for outcome in outcomes):

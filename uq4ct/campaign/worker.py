@@ -1,4 +1,4 @@
-"""A worker process of a campaign: reads cells from standard input, one JSON object a line, and answers on standard output.
+"""A worker process of a campaign: cells come on standard input, one JSON object a line, answers go to standard output.
 
     in   {"cell": ..., "store": ..., "log": ..., "snapshots": [...]}
     out  {"status": "complete"} or failed, diverged; "busy" where another process works on the cell
