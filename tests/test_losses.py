@@ -139,6 +139,31 @@ def test_answer_loss_is_minus_log_of_the_gold_probability_among_the_items_own_ch
     assert vocabulary.item() == pytest.approx(sum(5.0 - logits[b, answer[b]] for b in range(batch)), abs=1e-10)
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.integers(2, 6), st.floats(0, 0.9), st.booleans(), st.integers(0, 10**6))
+def test_label_smoothing_spreads_its_share_over_the_items_own_choices(choices, smoothing, vocabulary, seed):
+    generator = np.random.default_rng(seed)
+    logits, own = generator.normal(size=(3, choices)), generator.integers(1, choices + 1, size=3)
+    answer = np.array([generator.integers(k) for k in own])
+    ragged = torch.tensor(np.where(np.arange(choices) < own[:, None], logits, -np.inf), requires_grad=True)
+    normalizer = torch.full((3,), 4.0).double() if vocabulary else None
+    found = answer_loss(ragged, torch.tensor(answer), normalizer, "none", smoothing)
+    for b in range(3):
+        log_sum = 4.0 if vocabulary else math.log(sum(math.exp(logits[b, c]) for c in range(own[b])))
+        losses = [log_sum - logits[b, c] for c in range(own[b])]
+        expected = (1 - smoothing) * losses[answer[b]] + smoothing * sum(losses) / own[b]
+        assert found[b].item() == pytest.approx(expected, abs=1e-10)
+    (gradient,) = torch.autograd.grad(found.sum(), ragged)
+    assert gradient.isfinite().all()
+    assert (gradient[ragged.isneginf()] == 0).all()
+
+
+def test_label_smoothing_is_torchs_where_all_items_have_as_many_choices():
+    logits, answer = torch.randn(5, 4, dtype=torch.float64), torch.tensor([0, 3, 1, 2, 2])
+    expected = torch.nn.functional.cross_entropy(logits, answer, label_smoothing=0.1)
+    torch.testing.assert_close(answer_loss(logits, answer, label_smoothing=0.1), expected)
+
+
 @pytest.mark.parametrize("answer", [-100, 2])
 def test_an_unknown_answer_or_one_that_the_item_lacks_is_refused(answer):
     with pytest.raises(ValueError, match="needs an answer among its own choices"):
@@ -271,11 +296,58 @@ def test_a_model_without_router_trains_on_the_answer_alone_and_says_what_it_cann
         Objective(calibration_weight=1.0).terms(choice_logits, normalizer, answer, (), mask)
 
 
+def test_the_indicator_loss_on_the_answers_own_confidence_needs_no_router():
+    choice_logits, normalizer, answer, _, mask = scored_case()
+    choice_logits.requires_grad_()
+    objective = Objective(calibration_weight=2.0, calibrated="confidence")
+    assert not objective.needs_router
+    assert Objective(balance_weight=0.1, calibrated="confidence").needs_router
+    terms = objective.terms(choice_logits, normalizer, answer, (), mask)
+    right = math.e**2 / (math.e**2 + math.e + 1)  # item 0 is right, item 1 wrong with sigmoid(1)
+    wrong = 1 / (1 + math.exp(-1))
+    assert terms.calibration.tolist() == pytest.approx([(1 - right) ** 2, wrong**2], abs=1e-12)
+    assert (terms.balance, terms.feu) == (None, None)
+    (gradient,) = torch.autograd.grad(terms.calibration.sum(), choice_logits)
+    # d conf / d logit of the predicted choice is conf (1 - conf); the indicator has no gradient
+    assert gradient[0, 0].item() == pytest.approx(-2 * (1 - right) * right * (1 - right), abs=1e-12)
+    assert gradient[1, :2].tolist() == pytest.approx(
+        [-2 * wrong * wrong * (1 - wrong), 2 * wrong * wrong * (1 - wrong)]
+    )
+    assert gradient[1, 2] == 0
+    loss = objective.combine(terms.answer.mean(), 0.0, terms.calibration.mean(), 0)
+    assert loss.item() == pytest.approx((terms.answer.mean() + 2 * terms.calibration.mean()).item())
+
+
+def test_calibrating_the_confidence_leaves_the_router_alone_and_records_feu():
+    choice_logits, normalizer, answer, _, mask = scored_case()
+    router = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    choice_logits.requires_grad_()
+    case = (choice_logits, normalizer, answer, [route(router, 2)], mask)
+    terms = Objective(calibration_weight=1.0, calibrated="confidence").terms(*case)
+    torch.testing.assert_close(terms.feu, Objective(1.0).terms(*case).feu)
+    on_router, on_choices = torch.autograd.grad(
+        terms.calibration.sum(), (router, choice_logits), allow_unused=True, materialize_grads=True
+    )
+    assert (on_router == 0).all()
+    assert (on_choices[0] != 0).all()
+    unweighted = Objective(calibrated="confidence").terms(*case)
+    assert not unweighted.calibration.requires_grad
+
+
+def test_label_smoothing_reaches_the_objective():
+    case = scored_case()
+    for kind, normalizer in (("choices", None), ("vocabulary", case[1])):
+        expected = answer_loss(case[0], case[2], normalizer, "none", 0.2)
+        torch.testing.assert_close(Objective(answer_loss=kind, label_smoothing=0.2).terms(*case).answer, expected)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"calibration_weight": -1.0}, "calibration_weight: expected a number that is not negative, got -1.0"),
         ({"balance_weight": float("nan")}, "balance_weight: expected a number"),
+        ({"label_smoothing": 1.0}, "label_smoothing: expected a number below 1, got 1.0"),
+        ({"calibrated": "answer"}, "calibrated: expected one of 'feu', 'confidence', got 'answer'"),
         ({"feu_reduction": "sum"}, "feu_reduction: expected one of 'mass', 'top1', 'vector', got 'sum'"),
     ],
 )

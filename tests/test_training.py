@@ -18,8 +18,10 @@ import torch
 import transformers
 from training_runs import (
     CALIBRATED,
+    IVON,
     KILLED,
     At,
+    Penalised,
     arguments,
     cuts,
     digests,
@@ -100,6 +102,33 @@ def test_the_load_balance_is_that_of_a_micro_step_across_processes(two_processes
     expected = update(tmp_path, 2, 1, True, False, objective=Objective(calibration_weight=1.0, balance_weight=0.5))
     for rank in (0, 1):
         assert relative(torch.load(two_processes / f"balanced-{rank}.pt"), expected) < 1e-6
+
+
+def test_a_penalty_is_in_each_update_once_however_it_is_cut(whole, two_processes, tmp_path):
+    expected = update(tmp_path, 1, 1, True, False, trainer=Penalised)
+    assert relative(expected, whole[True]) > 0.01
+    assert relative(update(tmp_path, 4, 1, True, False, trainer=Penalised), expected) < 1e-6
+    for rank in (0, 1):
+        assert relative(torch.load(two_processes / f"penalised-{rank}.pt"), expected) < 1e-6
+
+
+def test_the_gradient_of_a_penalty_is_added_whole(tmp_path):
+    with_it, without = mixture(dtype=torch.float64), mixture(dtype=torch.float64)
+    before, options = flat(with_it), {"optim": "sgd", "learning_rate": 0.05, "max_grad_norm": 0.0, "max_steps": 1,
+                                      "lr_scheduler_type": "constant"}  # fmt: skip
+    penalised = run(tmp_path, with_it, trainer=Penalised, **options)
+    usual = run(tmp_path, without, **options)
+    torch.testing.assert_close(flat(with_it) - flat(without), -0.05 * before, rtol=1e-6, atol=1e-9)
+    first, plain = penalised.state.log_history[0], usual.state.log_history[0]
+    assert first["kl"] == pytest.approx((before**2).sum().item() / 2)
+    assert first["loss"] == pytest.approx(plain["loss"] + first["kl"], rel=1e-5)
+    assert "kl" not in plain
+
+
+def test_two_processes_of_ivon_make_the_update_of_one(two_processes, tmp_path):
+    expected = update(tmp_path, 1, 1, True, False, trainer=IVON)
+    for rank in (0, 1):
+        assert relative(torch.load(two_processes / f"ivon-{rank}.pt"), expected) < 1e-6
 
 
 class MeanOfMicroBatches(CalibratedTrainer):
@@ -249,6 +278,19 @@ def test_a_plain_adapter_trains_on_the_answer_alone_and_the_base_stays_frozen(tm
     assert "feu" not in trained.state.log_history[0]
     with pytest.raises(UserError, match=r"need a router, but the model has none; .*objective=Objective\(\)"):
         run(tmp_path, model, objective=CALIBRATED)
+
+
+def test_a_plain_adapter_can_train_its_own_confidence_with_smoothed_labels(tmp_path):
+    model = peft.get_peft_model(llama(), peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"]))
+    objective = Objective(calibration_weight=0.5, calibrated="confidence", label_smoothing=0.1)
+    trained = run(tmp_path, model, objective=objective, max_steps=2, save_strategy="steps", save_steps=2)
+    log = trained.state.log_history[0]
+    assert log["loss"] == pytest.approx(log["ce"] + 0.5 * log["calibration"], rel=1e-5)
+    assert log["beta"] == 0.5
+    assert not {"feu", "balance"} & set(log)
+    other = Objective(calibration_weight=0.5, calibrated="confidence", label_smoothing=0.05)
+    with pytest.raises(UserError, match="label_smoothing"):
+        run(tmp_path, model, objective=other, max_steps=4, resume=True)
 
 
 @pytest.mark.parametrize(

@@ -201,7 +201,7 @@ class CalibratedTrainer(transformers.Trainer):
         """Add the terms, accuracy, FEU, beta and expert load of all examples since the last log, over all processes."""
         if "loss" in logs and (means := self._tally.means(self._sum_over_ranks)):
             logs = {**logs, **means}
-            if "feu" in means:
+            if "calibration" in means:
                 logs["beta"] = self.objective.beta(self.state.global_step - 1)  # of the last update
         super().log(logs, start_time)
 

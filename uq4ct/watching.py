@@ -32,10 +32,12 @@ class Tally:
         self.window = torch.zeros(len(MEASURES) + 1, **self.options)
         self.load = torch.zeros((), **self.options)
         self.experts: list[int] = []
+        self.calibrated = False
 
     def add(self, losses: Sequence[Tensor], terms: Terms, scores: Scores, real: Tensor) -> None:
         """Add one micro-batch: its summed answer, balance and calibration, who was right, how its tokens went."""
         correct, examples = (terms.correct & real).sum(), real.sum()
+        self.calibrated = terms.calibration is not None
         feu = torch.zeros(()) if terms.feu is None else torch.where(real, terms.feu, 0.0).sum()
         sums = [part.detach().to(**self.options) for part in (*losses, correct, feu, examples)]
         self.update = self.update + torch.stack(sums)
@@ -62,7 +64,8 @@ class Tally:
             means["expert_load_entropy"] = load_entropy(load)
             means["expert_load"] = [[round(share, 4) for share in (layer / layer.sum()).tolist()] for layer in load]
         else:
-            means = {name: means[name] for name in ("ce", "accuracy")}
+            without = {"balance", "feu"} if self.calibrated else {"balance", "feu", "calibration"}
+            means = {name: value for name, value in means.items() if name not in without}
         self.reset()
         return means
 

@@ -17,6 +17,7 @@ def answer_loss(
     answer: Int[Tensor, " batch"],
     log_normalizer: Float[Tensor, " batch"] | None = None,
     reduction: Reduction = "mean",
+    label_smoothing: float = 0.0,
 ) -> Float[Tensor, "*batch"]:
     """Return the negative log-likelihood of the gold answer, in nats.
 
@@ -25,12 +26,17 @@ def answer_loss(
     (``"vocabulary"``). Choices that an item does not have are ``-inf``. Raises ValueError for an unknown answer (-100)
     or one that the item does not have.
 
+    ``label_smoothing`` eps gives (1 - eps) NLL(gold) + eps times the mean NLL of the item's own K choices, the gold one
+    included, under the same softmax: over the whole vocabulary, too, it goes to the item's own letters alone.
+
     >>> import torch
     >>> logits = torch.log(torch.tensor([[0.5, 0.25, 0.25], [0.2, 0.6, 0.0]]))  # the second item has two choices
     >>> answer_loss(logits, torch.tensor([0, 1]), reduction="none").exp()
     tensor([2.0000, 1.3333])
     >>> answer_loss(logits, torch.tensor([0, 1]), log_normalizer=torch.zeros(2), reduction="none").exp()
     tensor([2.0000, 1.6667])
+    >>> answer_loss(torch.zeros(1, 2), torch.tensor([0]), torch.tensor([2.0]), label_smoothing=0.1)
+    tensor(2.)
     """
     if log_normalizer is None:
         log_normalizer = choice_logits.logsumexp(dim=-1)
@@ -39,7 +45,12 @@ def answer_loss(
         ((answer >= 0) & ~gold.isneginf()).all(),
         "every training example needs an answer among its own choices; -100 means unknown and cannot be trained on",
     )
-    return reduce(log_normalizer - gold, reduction)
+    target = gold
+    if label_smoothing:
+        own = ~choice_logits.isneginf()
+        target = (1 - label_smoothing) * gold
+        target = target + label_smoothing * choice_logits.masked_fill(~own, 0.0).sum(dim=-1) / own.sum(dim=-1)
+    return reduce(log_normalizer - target, reduction)
 
 
 def is_correct(choice_logits: Float[Tensor, "batch choice"], answer: Int[Tensor, " batch"]) -> Bool[Tensor, " batch"]:

@@ -23,14 +23,16 @@ from uq4ct.losses.calibration import (
 )
 
 AnswerLoss = Literal["choices", "vocabulary"]
+Calibrated = Literal["feu", "confidence"]
 Number = TypeVar("Number", float, Tensor)
 
 
 class Terms(NamedTuple):
     """The terms of Eq. 11 for one batch, each example by itself, so that the caller can normalise them exactly.
 
-    ``calibration``, ``feu`` and ``balance`` are None for a model without a router. ``feu`` is always a number in
-    [k/N, 1], large means certain, also where the loss compares vectors.
+    ``feu`` and ``balance`` are None for a model without a router, ``calibration`` too unless it is of the answer's
+    confidence. ``feu`` is always a number in [k/N, 1], large means certain, also where the loss compares vectors.
+    ``answer`` includes label smoothing.
     """
 
     answer: Float[Tensor, " batch"]
@@ -44,6 +46,10 @@ class Terms(NamedTuple):
 class Objective:
     """Eq. 11 with its weights and readings: ``calibration_weight`` is beta, ``balance_weight`` alpha_b, applied once.
 
+    ``calibrated="confidence"`` is an ablation: L_cal compares the indicator with the probability of the most likely
+    choice (over the item's own choices) in place of FEU, which separates the idea of the paper from that of any loss on
+    correctness. It needs no router. ``label_smoothing`` as in ``answer_loss``.
+
     >>> uq4ct = Objective(calibration_weight=1.0, balance_weight=0.01, calibration_schedule="incremental")
     >>> uq4ct.combine(answer=0.5, balance=1.0, calibration=0.2, step=25)                  # 0.5 + 0.01 + 0.5 * 0.2
     0.61
@@ -55,6 +61,8 @@ class Objective:
     calibration_weight: float = 0.0
     balance_weight: float = 0.0
     answer_loss: AnswerLoss = "choices"
+    label_smoothing: float = 0.0
+    calibrated: Calibrated = "feu"
     feu_reduction: FeuReduction = "mass"
     feu_tokens: FeuTokens = "prompt"
     calibration_schedule: Schedule = "constant"
@@ -69,11 +77,13 @@ class Objective:
                 raise ValueError(f"{name}: expected a number that is not negative, got {value!r}")
             if (allowed := get_args(hint)) and value not in allowed:
                 raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
+        if self.label_smoothing >= 1:
+            raise ValueError(f"label_smoothing: expected a number below 1, got {self.label_smoothing!r}")
 
     @property
     def needs_router(self) -> bool:
         """Tell whether a term is switched on that a model without a router cannot give."""
-        return self.calibration_weight > 0 or self.balance_weight > 0
+        return self.balance_weight > 0 or (self.calibration_weight > 0 and self.calibrated == "feu")
 
     def beta(self, step: int = 0) -> float:
         """Return the calibration weight after ``step`` completed optimizer steps (Eq. 12)."""
@@ -101,18 +111,33 @@ class Objective:
         if self.needs_router and not routing:
             raise ValueError(
                 f"calibration_weight={self.calibration_weight} and balance_weight={self.balance_weight} need a router, "
-                "but the model recorded none; use a MixLoraConfig adapter, or set both weights to 0 for a plain one"
+                "but the model recorded none; use a MixLoraConfig adapter, or set both weights to 0 for a plain one "
+                "(with calibrated='confidence' only the second)"
             )
-        nll = answer_loss(choice_logits, answer, None if self.answer_loss == "choices" else log_normalizer, "none")
+        normalizer = None if self.answer_loss == "choices" else log_normalizer
+        nll = answer_loss(choice_logits, answer, normalizer, "none", self.label_smoothing)
         correct = is_correct(choice_logits, answer)
+        feu, recorded = self._feu(routing, routing_mask)
+        confidence = choice_logits.softmax(dim=-1).amax(dim=-1) if self.calibrated == "confidence" else feu
+        calibration = None
+        if confidence is not None:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.calibration_weight > 0):
+                calibration = calibration_loss(confidence, correct, "none")
         if not routing:
-            return Terms(nll, None, None, correct, None)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.calibration_weight > 0):
-            feu = functional_uncertainty(routing, routing_mask, self.feu_reduction, self.feu_tokens)
-            calibration = calibration_loss(feu, correct, "none")
+            return Terms(nll, calibration, None, correct, None)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.balance_weight > 0):
             counted = routing_mask if real is None else routing_mask & real[:, None]
             readings = (self.balance_counts, self.balance_scope, self.balance_probabilities)
             balance = balance_loss(routing, counted, *readings, sum_over_ranks)
-        recorded = feu.sum(dim=-1) if feu.dim() == 2 else feu  # a vector sums to the mass
-        return Terms(nll, calibration, balance, correct, recorded.detach())
+        return Terms(nll, calibration, balance, correct, recorded)
+
+    def _feu(
+        self, routing: Sequence[LayerRouting], mask: Bool[Tensor, "batch token"]
+    ) -> tuple[Float[Tensor, " batch *expert"] | None, Float[Tensor, " batch"] | None]:
+        """Return FEU as the loss compares it, with a gradient only if it trains, and the number to record."""
+        if not routing:
+            return None, None
+        trains = self.calibration_weight > 0 and self.calibrated == "feu"
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
+            feu = functional_uncertainty(routing, mask, self.feu_reduction, self.feu_tokens)
+        return feu, (feu.sum(dim=-1) if feu.dim() == 2 else feu).detach()  # a vector sums to the mass
