@@ -20,7 +20,7 @@ class Uq4ct(MixtureMethod):
 
     calibration_weight: float = Field(1.0, ge=0)  # beta
     calibration_schedule: Literal["constant", "incremental"] = "constant"  # incremental: Eq. 12
-    calibrated: Literal["feu", "confidence"] = "feu"  # confidence: the same loss on the answer's probability, an ablation
+    calibrated: Literal["feu", "confidence"] = "feu"  # confidence: an ablation, on the answer's probability
     feu_reduction: Literal["mass", "top1", "vector"] = "mass"
     feu_tokens: Literal["prompt", "last"] = "prompt"
 
