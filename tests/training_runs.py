@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from training_toys import mixture, questions
 
 from uq4ct.losses.objective import Objective
 from uq4ct.training import CalibratedTrainer, Interrupted
+from uq4ct.variational.ivon import IvonTrainer
 
 CALIBRATED = Objective(calibration_weight=1.0, balance_weight=0.01)
 WITHOUT_BALANCE = Objective(calibration_weight=1.0)
@@ -31,7 +33,7 @@ def arguments(folder: Path, **options: Any) -> transformers.TrainingArguments:
 
 
 def run(folder: Path, model: Any = None, examples: Any = None, objective: Objective = CALIBRATED, resume: Any = None,
-        trainer: type[CalibratedTrainer] = CalibratedTrainer, callbacks: Any = None, config_hash: str = "",
+        trainer: Callable[..., CalibratedTrainer] = CalibratedTrainer, callbacks: Any = None, config_hash: str = "",
         **options: Any) -> CalibratedTrainer:  # fmt: skip
     """Train a mixture with dropout for a few steps and return its trainer."""
     model = mixture(dropout=0.2) if model is None else model
@@ -57,11 +59,25 @@ def digests(checkpoint: Path) -> dict[str, str]:
 
 # ---- one update, however it is cut into micro-batches
 
+
+class Penalised(CalibratedTrainer):
+    """Add half the squared norm of the adapter to the loss of each update."""
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, penalty=half_square, **options)
+
+
+def half_square(model: torch.nn.Module) -> torch.Tensor:
+    return torch.stack([(p**2).sum() / 2 for p in model.parameters() if p.requires_grad]).sum()
+
+
+IVON = partial(IvonTrainer, ivon={"lr": 0.05, "ess": 1e5, "hess_init": 0.1, "clip_radius": 1.0})
+
 EFFECTIVE, EXAMPLES = 8, 19  # two whole updates and one of three examples
 
 
 def update(folder: Path, accumulation: int, processes: int, uneven: bool, checkpointing: bool,
-           trainer: type[CalibratedTrainer] = CalibratedTrainer,
+           trainer: Callable[..., CalibratedTrainer] = CalibratedTrainer,
            objective: Objective = WITHOUT_BALANCE) -> torch.Tensor:  # fmt: skip
     """Return how one epoch of plain SGD in float64 moves the adapter, as one vector."""
     model = mixture(dtype=torch.float64)
@@ -100,6 +116,8 @@ def updates_of_two_processes(rank: int, port: int, folder: Path) -> None:
     torch.save({cut: update(folder, *cut) for cut in cuts(2)}, folder / f"updates-{rank}.pt")
     balanced = Objective(calibration_weight=1.0, balance_weight=0.5)
     torch.save(update(folder, 2, 2, True, False, objective=balanced), folder / f"balanced-{rank}.pt")
+    torch.save(update(folder, 2, 2, True, False, trainer=Penalised), folder / f"penalised-{rank}.pt")
+    torch.save(update(folder, 2, 2, True, False, trainer=IVON), folder / f"ivon-{rank}.pt")
     logged = run(folder, mixture(), questions(9), num_train_epochs=1, per_device_train_batch_size=2)
     (folder / f"logs-{rank}.json").write_text(json.dumps(logged.state.log_history))
     logged.evaluate(questions(7, seed=9))

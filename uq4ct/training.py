@@ -47,6 +47,7 @@ from uq4ct.watching import ProgressLines, Tally
 __all__ = ["CalibratedTrainer", "Diverged", "Interrupted", "uq4ct_loss"]
 
 T = TypeVar("T")
+Penalty = Callable[[nn.Module], Tensor]  # a term of the loss that depends on the weights alone
 
 
 class Diverged(UserError):
@@ -66,10 +67,11 @@ class CalibratedTrainer(transformers.Trainer):
     """Train an adapter by Eq. 11 on encoded questions.
 
     ``train_dataset`` is a sequence of encoded examples (``input_ids``, ``choice_ids`` or ``option_ids``, ``answer``),
-    for ``uq4ct.scoring.collate``. The loss is ``objective``, or Eq. 11 with the two weights. ``config_hash`` stands for
-    whatever else a checkpoint must have in common with the run that resumes it. ``args`` is copied:
-    remove_unused_columns, ddp_find_unused_parameters, logging_nan_inf_filter and ignore_data_skip are set to False, and
-    gradient checkpointing is non-reentrant. Each checkpoint is sealed by a manifest, and only then older ones are
+    for ``uq4ct.scoring.collate``. The loss is ``objective``, or Eq. 11 with the two weights, and once per update
+    ``penalty(model)``, logged as ``kl``. ``config_hash`` stands for whatever else, the penalty included, a checkpoint
+    must have in common with the run that resumes it. ``args`` is copied: remove_unused_columns,
+    ddp_find_unused_parameters, logging_nan_inf_filter and ignore_data_skip are set to False, and gradient checkpointing
+    is non-reentrant. Each checkpoint is sealed by a manifest, and only then older ones are
     deleted (``save_total_limit``).
 
     Raises UserError at once for an example, a model or an argument that cannot work, and ``Diverged`` or
@@ -88,11 +90,13 @@ class CalibratedTrainer(transformers.Trainer):
         calibration_weight: float = 1.0,
         balance_weight: float = 0.01,
         objective: Objective | None = None,
+        penalty: Penalty | None = None,
         pad_token_id: int | None = None,
         config_hash: str = "",
         **options: Any,
     ):
         self.objective: Objective = objective or Objective(calibration_weight, balance_weight)
+        self.penalty = penalty
         self.pad_token_id = pad_token_id or 0  # masked everywhere, so any id that the model knows will do
         self.config_hash = config_hash
         args, self.checkpoints_to_keep = _own_arguments(args or transformers.TrainingArguments("trainer_output"))
@@ -169,8 +173,10 @@ class CalibratedTrainer(transformers.Trainer):
         answer = torch.where(real, terms.answer, 0.0).sum()
         calibration = zero if terms.calibration is None else torch.where(real, terms.calibration, 0.0).sum()
         balance = zero if terms.balance is None else terms.balance * micro_step_examples
-        self._tally.add((answer, balance, calibration), terms, scores, real)
-        loss = self.objective.combine(answer, balance, calibration, self.state.global_step)
+        # weighed by this part's share of the examples, so that one whole penalty is in each update
+        penalty = zero if self.penalty is None else self.penalty(model) * real.sum()
+        self._tally.add((answer, balance, calibration, penalty), terms, scores, real)
+        loss = self.objective.combine(answer, balance, calibration, self.state.global_step) + penalty
         # data parallelism averages gradients over processes, we need their sum
         loss = loss * self.args.world_size / cast(Tensor, num_items_in_batch)
         return (loss, scores) if return_outputs else loss
@@ -200,6 +206,8 @@ class CalibratedTrainer(transformers.Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the terms, accuracy, FEU, beta and expert load of all examples since the last log, over all processes."""
         if "loss" in logs and (means := self._tally.means(self._sum_over_ranks)):
+            if self.penalty is None:
+                means.pop("kl")
             logs = {**logs, **means}
             if "calibration" in means:
                 logs["beta"] = self.objective.beta(self.state.global_step - 1)  # of the last update
@@ -216,13 +224,13 @@ class CalibratedTrainer(transformers.Trainer):
         """Stop on NaN or infinity, and agree with the other processes whether a signal asks to stop."""
         norm = torch.as_tensor(grad_norm).to(**self._tally.options).reshape(1)
         asked = torch.tensor([self._stop.received], **self._tally.options)
-        *values, asked_to_stop = self._sum_over_ranks(torch.cat([self._tally.update[:3], norm, asked])).tolist()
+        *values, asked_to_stop = self._sum_over_ranks(torch.cat([self._tally.update[:4], norm, asked])).tolist()
         self._tally.end_update()
         if asked_to_stop:
             self._stopping = self._stop.received or signal.SIGTERM
         scaler = getattr(self.accelerator, "scaler", None)  # float16: the scaler skips an update that overflows
-        names = ("cross entropy", "load balance", "calibration", "gradient norm")[: 3 if scaler is not None else 4]
-        for term, value in zip(names, values, strict=False):
+        names = ("cross entropy", "load balance", "calibration", "KL divergence", "gradient norm")
+        for term, value in zip(names[: 4 if scaler is not None else 5], values, strict=False):
             if not math.isfinite(value):
                 self._diverged(self.state.global_step + 1, term, value)
 

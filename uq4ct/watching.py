@@ -15,7 +15,7 @@ from uq4ct.losses.balance import expert_counts, load_entropy
 from uq4ct.losses.objective import Terms
 from uq4ct.scoring import Scores
 
-MEASURES = ("ce", "balance", "calibration", "accuracy", "feu")
+MEASURES = ("ce", "balance", "calibration", "kl", "accuracy", "feu")
 
 
 class Tally:
@@ -35,7 +35,7 @@ class Tally:
         self.calibrated = False
 
     def add(self, losses: Sequence[Tensor], terms: Terms, scores: Scores, real: Tensor) -> None:
-        """Add one micro-batch: its summed answer, balance and calibration, who was right, how its tokens went."""
+        """Add one micro-batch: its summed answer, balance, calibration and KL, who was right, how its tokens went."""
         correct, examples = (terms.correct & real).sum(), real.sum()
         self.calibrated = terms.calibration is not None
         feu = torch.zeros(()) if terms.feu is None else torch.where(real, terms.feu, 0.0).sum()

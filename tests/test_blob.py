@@ -1,0 +1,239 @@
+"""BLoB: the evidence bound and its gradients are exact, draws belong to questions, and what is saved is what predicts."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+
+import peft
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from training_runs import At, digests, run
+from training_toys import llama, questions
+
+from uq4ct.errors import UserError
+from uq4ct.losses.objective import Objective
+from uq4ct.scoring import score_all
+from uq4ct.training import Interrupted
+from uq4ct.variational.backprop import (
+    BackpropTrainer,
+    GaussianLinear,
+    gaussian_linears,
+    kl_divergence,
+    make_gaussian,
+    take_stds,
+)
+from uq4ct.variational.posterior import Posterior
+
+PLAIN = Objective()
+SETTINGS = {"epsilon": 0.3, "prior_std": 0.2, "kl_weight": 1.0, "std_learning_rate": 0.05}
+BLOB = partial(BackpropTrainer, **SETTINGS)
+EXAMPLES = questions(9)
+
+
+def lora(dtype: torch.dtype = torch.float32, dropout: float = 0.0, trained: bool = True):
+    """Return a tiny Llama with a LoRA of rank 2 whose B is not zero."""
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM", r=2, lora_alpha=4, lora_dropout=dropout, target_modules=["q_proj", "down_proj"]
+    )
+    base = llama(dtype=dtype)
+    transformers.set_seed(5)
+    model = peft.get_peft_model(base, config, autocast_adapter_dtype=False)
+    if trained:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.add_(0.5 * torch.randn_like(parameter))
+    return model
+
+
+def logits(model):
+    return score_all(model, EXAMPLES, 0, 4)[0]
+
+
+# ---- the layer
+
+
+def test_the_kl_divergence_is_that_of_torch_distributions():
+    mean, std = torch.randn(3, 5, dtype=torch.float64), torch.rand(3, 5, dtype=torch.float64) + 0.01
+    normal = torch.distributions.Normal
+    prior = normal(torch.zeros_like(mean), torch.full_like(std, 0.2))
+    expected = torch.distributions.kl_divergence(normal(mean, std), prior).sum()
+    assert torch.isclose(kl_divergence(mean, std, 0.2), expected, rtol=1e-12)
+    assert kl_divergence(torch.zeros(4), torch.full((4,), 0.2), 0.2).abs() < 1e-6
+
+
+def test_the_gradients_of_mean_and_std_are_those_of_finite_differences():
+    layer = GaussianLinear(torch.nn.Linear(4, 2, bias=False, dtype=torch.float64), 0.5)
+    inputs, target = torch.randn(3, 6, 4, dtype=torch.float64), torch.randn(3, 6, 2, dtype=torch.float64)
+
+    def bound(mean, root_std):
+        torch.manual_seed(7)
+        output = torch.func.functional_call(layer, {"weight": mean, "root_std": root_std}, (inputs,))
+        return ((output - target) ** 2).sum() + 0.1 * kl_divergence(mean, root_std**2, 0.2)
+
+    assert torch.autograd.gradcheck(bound, (layer.weight, layer.root_std))
+
+
+def test_in_training_each_question_has_one_draw_of_the_weights_for_all_of_its_tokens():
+    layer = GaussianLinear(torch.nn.Linear(4, 2, bias=False, dtype=torch.float64), 0.5)
+    inputs = torch.randn(5, 6, 4, dtype=torch.float64)
+    output = layer(inputs)
+    found = torch.linalg.lstsq(inputs, output).solution.mT  # six tokens determine each question's A
+    assert torch.allclose(inputs @ found.mT, output)
+    off = (found - layer.weight) / layer.root_std**2
+    assert torch.allclose(off.abs(), off[0].abs().expand_as(off)), "the questions share the size of the noise"
+    assert len({tuple(question.sign().flatten().tolist()) for question in off}) > 1, "and not its signs"
+
+
+def test_draws_in_training_have_the_posteriors_mean_and_spread():
+    torch.manual_seed(0)
+    layer = GaussianLinear(torch.nn.Linear(3, 2, bias=False, dtype=torch.float64), 0.5)
+    one = torch.eye(3, dtype=torch.float64)  # as one question of three tokens, its output is its A
+    draws = torch.stack([layer(one[None])[0].mT for _ in range(4000)])
+    std = layer.root_std**2
+    assert ((draws.mean(0) - layer.weight).abs() < 5 * std / 4000**0.5).all()
+    assert torch.allclose(draws.std(0), std, rtol=0.08)
+
+
+def test_in_evaluation_the_mean_predicts_as_a_plain_lora():
+    plain, gaussian = lora(), lora()
+    make_gaussian(gaussian, 0.3)
+    assert (logits(plain) == logits(gaussian)).all()
+
+
+def test_an_untrained_blob_is_the_base_model_in_training_too():
+    model = lora(trained=False)
+    make_gaussian(model, 0.3)
+    ids = torch.arange(10, 20)[None]
+    assert torch.equal(model.train()(ids).logits, llama()(ids).logits)
+
+
+# ---- training
+
+
+def test_training_moves_means_and_stds_and_leaves_the_base_alone(tmp_path):
+    model = lora(trained=False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trainer = run(tmp_path, model, questions(22), PLAIN, trainer=BLOB, num_train_epochs=2)
+    after = model.state_dict()
+    assert before.keys() == after.keys(), "the model is a plain LoRA again"
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {name for name in before if "lora_" in name}
+    stds = trainer.state_tensors
+    assert stds.keys() == {name.replace(".default", "") for name in before if "lora_A" in name}
+    assert all(not ((std >= 0.3**2 / 2) & (std <= 0.3**2)).all() for std in stds.values())
+
+
+def test_the_logged_kl_is_that_of_the_weights_over_the_number_of_questions(tmp_path):
+    model = lora(trained=False)
+    transformers.set_seed(11)
+    expected = {}
+
+    def note(model):
+        kl = sum(kl_divergence(layer.weight, layer.root_std**2, 0.2) for _, layer in gaussian_linears(model))
+        expected["kl"] = kl.item() / 22
+
+    trainer = run(tmp_path, model, questions(22), PLAIN, trainer=BLOB, callbacks=[At(0, note)], num_train_epochs=1)
+    first = trainer.state.log_history[0]
+    assert first["kl"] == pytest.approx(expected["kl"], rel=1e-6)
+    assert first["loss"] == pytest.approx(first["ce"] + first["kl"], rel=1e-5)
+
+
+def test_without_data_the_posterior_becomes_the_prior(tmp_path):
+    model = lora(dtype=torch.float64)
+    trainer = run(
+        tmp_path,
+        model,
+        questions(8),
+        PLAIN,
+        trainer=partial(BackpropTrainer, **{**SETTINGS, "kl_weight": 1e6, "std_learning_rate": 0.01}),
+        max_steps=150,
+        learning_rate=0.01,
+        max_grad_norm=0.0,
+        logging_steps=150,
+    )
+    for name, std in trainer.state_tensors.items():
+        assert torch.allclose(std, torch.full_like(std, 0.2), rtol=0.02)
+        mean = model.get_parameter(name.replace("lora_A", "lora_A.default"))
+        assert mean.abs().max() < 0.02
+
+
+def test_an_interrupted_and_resumed_run_ends_at_the_same_bits(tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 2, "num_train_epochs": 2}
+    train = partial(run, examples=questions(14), objective=PLAIN, trainer=BLOB, **options)
+    whole = train(tmp_path / "whole", lora(dropout=0.2))
+    last = f"checkpoint-{whole.state.global_step}"
+
+    with pytest.raises(Interrupted):
+        train(tmp_path / "cut", lora(dropout=0.2), callbacks=[At(3, lambda _: os.kill(os.getpid(), 15))])
+    resumed = train(tmp_path / "cut", lora(dropout=0.2), resume=True)
+    assert digests(tmp_path / "whole" / last) == digests(tmp_path / "cut" / last)
+    finished = train(tmp_path / "cut", lora(dropout=0.2), resume=True)
+    for other in (resumed, finished):
+        for name, std in whole.state_tensors.items():
+            assert torch.equal(std, other.state_tensors[name])
+
+
+# ---- the posterior
+
+
+@pytest.fixture
+def posterior():
+    model = lora()
+    make_gaussian(model, 0.3)
+    return Posterior(model, take_stds(model))
+
+
+def test_a_draw_is_the_means_plus_std_times_noise_and_the_means_come_back_bit_for_bit(posterior):
+    before = {name: value.clone() for name, value in posterior.model.state_dict().items()}
+    with posterior.sampled(0):
+        drawn = {name: value.clone() for name, value in posterior.model.state_dict().items()}
+    after = posterior.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    noise = torch.cat([
+        ((drawn[name] - before[name]) / posterior.std[name.replace(".default", "")]).flatten()
+        for name in before if "lora_A" in name
+    ])  # fmt: skip
+    assert abs(noise.mean()) < 4 / len(noise) ** 0.5
+    assert abs(noise.std() - 1) < 4 / (2 * len(noise)) ** 0.5
+    assert all(torch.equal(before[name], drawn[name]) for name in before if "lora_A" not in name)
+
+
+def test_the_means_come_back_after_an_error_too(posterior):
+    before = logits(posterior.model)
+    with pytest.raises(RuntimeError), posterior.sampled(0):
+        raise RuntimeError
+    assert (logits(posterior.model) == before).all()
+
+
+def test_draws_differ_from_each_other_and_are_the_same_every_time(posterior):
+    first, second, again = [], [], []
+    for sample, found in ((0, first), (1, second), (0, again)):
+        with posterior.sampled(sample):
+            found.append(logits(posterior.model))
+    assert (first[0] == again[0]).all()
+    assert not (first[0] == second[0]).all()
+
+
+def test_without_spread_every_draw_is_the_mean(posterior):
+    means = logits(posterior.model)
+    certain = Posterior(posterior.model, {name: torch.zeros_like(std) for name, std in posterior.std.items()})
+    with certain.sampled(3):
+        assert (logits(certain.model) == means).all()
+
+
+def test_a_missing_damaged_or_foreign_state_is_named(tmp_path, posterior):
+    with pytest.raises(UserError, match=r"state\.safetensors: the standard deviations"):
+        Posterior.load(posterior.model, tmp_path)
+    (tmp_path / "state.safetensors").write_bytes(b"none")
+    with pytest.raises(UserError, match=r"state\.safetensors: the standard deviations"):
+        Posterior.load(posterior.model, tmp_path)
+    save_file({name: std[:1].contiguous() for name, std in posterior.std.items()}, tmp_path / "state.safetensors")
+    with pytest.raises(UserError, match="no tensor of this adapter, or has another size"):
+        Posterior.load(posterior.model, tmp_path)
+    save_file(dict(posterior.std), tmp_path / "state.safetensors")
+    again = Posterior.load(posterior.model, tmp_path)
+    assert all(torch.equal(again.std[name], std) for name, std in load_file(tmp_path / "state.safetensors").items())

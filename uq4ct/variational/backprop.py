@@ -1,0 +1,129 @@
+"""Bayes by backpropagation for LoRA (BLoB, Wang et al. 2024): A is Gaussian, B is not, both learned by gradients.
+
+q(A) = N(M, diag(G^4)): standard deviation G^2, prior N(0, sigma_p^2) on every entry of A (their Eqs. 4 to 7).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers.trainer_utils import TrainOutput
+
+from uq4ct.training import CalibratedTrainer
+from uq4ct.variational.posterior import saved_name
+
+
+class GaussianLinear(nn.Linear):
+    """LoRA's A with random entries: weight M and, of the same shape, ``root_std`` G.
+
+    In training every question of the batch meets a draw of its own, the same for all of its tokens, at the price of one
+    (Flipout, Wen et al. 2018): x (M + r s^T * G^2 * noise)^T with signs r, s per question. In evaluation it is x M^T.
+    ``root_std`` starts uniform in [epsilon / sqrt 2, epsilon]. PEFT saves and loads both tensors.
+    """
+
+    def __init__(self, mean: nn.Linear, epsilon: float):
+        super().__init__(mean.in_features, mean.out_features, bias=False, device="meta")
+        self.weight = mean.weight
+        root_std = torch.empty_like(mean.weight).uniform_(epsilon / math.sqrt(2), epsilon)
+        self.root_std = nn.Parameter(root_std, requires_grad=mean.weight.requires_grad)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return A x for (question, ..., in), of shape (question, ..., rank)."""
+        mean = super().forward(input)
+        if not self.training:
+            return mean
+        noise = self.root_std**2 * torch.randn_like(self.weight)
+        ones = [1] * (input.dim() - 2)
+        of_input = _signs(input, len(input), *ones, self.in_features)
+        of_output = _signs(input, len(input), *ones, self.out_features)
+        return mean + nn.functional.linear(input * of_input, noise) * of_output
+
+
+def _signs(like: Tensor, *shape: int) -> Tensor:
+    return torch.randint(0, 2, shape, device=like.device).to(like.dtype) * 2 - 1
+
+
+def kl_divergence(mean: Tensor, std: Tensor, prior_std: float) -> Tensor:
+    """Return KL(N(mean, std^2) || N(0, prior_std^2)) in nats, summed over all entries.
+
+    >>> round(kl_divergence(torch.tensor([0.3]), torch.tensor([0.1]), 0.2).item(), 6)
+    1.443147
+    """
+    return ((std**2 + mean**2) / (2 * prior_std**2) - torch.log(std / prior_std) - 0.5).sum()
+
+
+def gaussian_linears(model: nn.Module) -> list[tuple[str, GaussianLinear]]:
+    """Return the Gaussian layers of a model with their paths."""
+    return [(path, module) for path, module in model.named_modules() if isinstance(module, GaussianLinear)]
+
+
+def make_gaussian(model: nn.Module, epsilon: float) -> None:
+    """Give every A of a PEFT model's adapter "default" a standard deviation; the base and B are not touched."""
+    for path, module in list(model.named_modules()):
+        if path.endswith("lora_A.default"):
+            model.set_submodule(path, GaussianLinear(cast(nn.Linear, module), epsilon))
+
+
+def take_stds(model: nn.Module) -> dict[str, Tensor]:
+    """Make every Gaussian layer plain again, with its mean; return the standard deviations by their names in a file."""
+    stds = {}
+    for path, module in gaussian_linears(model):
+        stds[saved_name(f"{path}.weight")] = (module.root_std.detach() ** 2).contiguous()
+        plain = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
+        plain.weight = module.weight
+        model.set_submodule(path, plain)
+    return stds
+
+
+class BackpropTrainer(CalibratedTrainer):
+    """Minimise CE + ``kl_weight`` / N * KL(q(A) || prior) over M, G and B, N being the number of training questions.
+
+    With ``kl_weight=1`` this is the negative evidence bound per question, and its minimum the variational posterior.
+    ``std_learning_rate`` is G's own. Weight decay is for B alone: the prior is A's. After training the model is a plain
+    LoRA of the means and ``state_tensors`` holds the standard deviations.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *args: Any,
+        epsilon: float,
+        prior_std: float,
+        kl_weight: float,
+        std_learning_rate: float,
+        **options: Any,
+    ):
+        make_gaussian(model, epsilon)
+        self.prior_std, self.kl_weight, self.std_learning_rate = prior_std, kl_weight, std_learning_rate
+        super().__init__(model, *args, penalty=self.kl_per_question, **options)
+
+    def kl_per_question(self, model: nn.Module) -> Tensor:
+        """Return ``kl_weight`` / N * KL of all Gaussian layers."""
+        layers = (layer for _, layer in gaussian_linears(model))
+        kl = torch.stack([kl_divergence(layer.weight, layer.root_std**2, self.prior_std) for layer in layers]).sum()
+        return kl * (self.kl_weight / len(self._examples))
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Return the optimizer of the arguments with three groups: B, M and G."""
+        model = cast(Any, self.model if model is None else model)
+        layers = [layer for _, layer in gaussian_linears(model)]
+        means, roots = [layer.weight for layer in layers], [layer.root_std for layer in layers]
+        own = {id(parameter) for parameter in means + roots}
+        rest = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
+        kind, settings = self.get_optimizer_cls_and_kwargs(self.args, model)
+        groups = [
+            {"params": rest, "weight_decay": self.args.weight_decay},
+            {"params": means, "weight_decay": 0.0},
+            {"params": roots, "weight_decay": 0.0, "lr": self.std_learning_rate},
+        ]
+        self.optimizer = kind(groups, **settings)
+        return self.optimizer
+
+    def train(self, *args: Any, **options: Any) -> TrainOutput:
+        """Train, then leave the means in the model and the standard deviations in ``state_tensors``."""
+        output = super().train(*args, **options)
+        self.state_tensors = take_stds(cast(nn.Module, self.model))
+        return output
