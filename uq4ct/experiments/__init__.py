@@ -77,6 +77,10 @@ class Experiment:
         """The table as the paper calls it: Table 1."""
         return f"Table {self.name.removeprefix('table')}"
 
+    def named(self, row: str) -> str:
+        """Return a row's title as it reads outside the table: "beta 0.2" where the row is called "0.2"."""
+        return f"{self.row_title} {row}" if row[:1].isdigit() else row
+
     def is_ours(self, row: str) -> bool:
         """Tell whether a row is not one of the paper's."""
         return all(row not in numbers for numbers in self.paper.values())
@@ -123,7 +127,7 @@ def get(name: str) -> Experiment:
 
 
 def smoke() -> Mapping[str, Any]:
-    """Return what the budget "smoke" changes: training options, and options by method."""
+    """Return what the budget "smoke" changes: training options, and what is run instead of a method."""
     return _read("smoke.yaml")
 
 

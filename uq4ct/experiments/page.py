@@ -28,7 +28,7 @@ def page(experiment: Experiment, entries: Entries, record: Mapping[str, Any]) ->
 
 def _columns(columns: list[dict[str, Any]]) -> Block:
     """Lay out what each column was trained and tested on, and that no question was lost."""
-    header = ("Column", "trained on", "tested on", "questions", "steps", "n scored", "rows in file", "official")
+    header = ("Column", "trained on", "tested on", "questions", "steps", "n scored", "rows in file", "official rows")
     lines = []
     for column in columns:
         named = f"{column['title']} ({column['group']})" if column["group"] else column["title"]
@@ -49,8 +49,7 @@ def _sections(record: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
             f"{record['budget']}; seeds {_and(record['seeds'])}",
             *(f"prompt pack {prompt}" for prompt in record["prompts"]),
             *record["settings"],
-            "forward passes per answer: "
-            + ", ".join(f"{row['row']} {row['passes']}" for row in record["rows"] if row["passes"]),
+            f"forward passes per answer: {_passes(record['rows'])}",
             *record["machines"],
             f"{record['seconds']['cells']:,.0f} s in all cells, {record['seconds']['this_call']:,.0f} s in this call",
         ],
@@ -62,6 +61,11 @@ def _sections(record: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
     if record["deviations"]:
         yield "Unlike the paper", record["deviations"]
     yield "Where the paper leaves room (docs/decisions.md has all readings)", record["notes"]
+
+
+def _passes(rows: list[dict[str, Any]]) -> str:
+    counts = {row["passes"] for row in rows}
+    return str(*counts) if len(counts) == 1 else _and(f"{row['title']} {row['passes']}" for row in rows)
 
 
 def _failure(cell: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from uq4ct.campaign import Cell, Outcome
@@ -44,7 +44,7 @@ def record(request: Request, outcomes: Sequence[Outcome], seconds: float) -> dic
     """Return the whole table and everything below it; ``seconds`` is what this call took."""
     experiment, smoke = request.experiment, request.budget == "smoke"
     found, results = entries(request, outcomes), [result for outcome in outcomes for result in outcome.results]
-    title = f"{experiment.number} of the UQ4CT paper with {request.model}: {experiment.title}"
+    title = f"{experiment.number} of the UQ4CT paper, with {request.model}: {experiment.title}"
     return {
         "experiment": experiment.name,
         "title": f"{title} ({SMOKE})" if smoke else title,
@@ -56,7 +56,7 @@ def record(request: Request, outcomes: Sequence[Outcome], seconds: float) -> dic
         "seeds": list(request.seeds),
         "columns": [_column(each, request, outcomes) for each in request.columns],
         "rows": [_row(row, request, found) for row in request.methods],
-        "settings": _settings(request),
+        "settings": list(_settings(request)),
         "bins": sorted({result["settings"]["bins"] for result in results}),
         "prompts": sorted({f"{r['prompt']['pack']}, hash {r['prompt']['hash'][:12]}" for r in results}),
         "dtypes": sorted({result["dtype"] for result in results}),
@@ -90,7 +90,13 @@ def _row(row: str, request: Request, found: Mapping[tuple[str, str], Entry]) -> 
             "paper": printed or None,
             "status": "complete" if ours["ACC"] and entry.complete else entry.state,
         }
-    return {"row": row, "method": method, "passes": max(passes, default=None), "columns": columns}
+    return {
+        "row": row,
+        "title": experiment.named(row),
+        "method": method,
+        "passes": max(passes, default=None),
+        "columns": columns,
+    }
 
 
 def _column(each: Questions, request: Request, outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -110,44 +116,66 @@ def _column(each: Questions, request: Request, outcomes: Sequence[Outcome]) -> d
     }
 
 
-def _lost(request: Request, outcomes: Sequence[Outcome]) -> list[str]:
+def _lost(request: Request, outcomes: Sequence[Outcome]) -> Iterator[str]:
     """Say where fewer questions were scored than there are: that would be a fault of ours."""
-    return [
-        f"{each.column.title}: {result['n']:,} of {len(each.test):,} questions were scored."
-        for each in request.columns
-        if each.test
-        for result in _results(each, outcomes)
-        if result["n"] != len(each.test)
-    ]
+    for each in request.columns:
+        for n in sorted({result["n"] for result in _results(each, outcomes)}):
+            if each.test and n != len(each.test):
+                yield f"{each.column.title}: {n:,} of {len(each.test):,} questions were scored."
 
 
-def _settings(request: Request) -> list[str]:
-    """Return the options of training, by task where they differ, and those of the methods, equal ones together."""
-    cells = request.plan.cells
-    lines = [(f"training: {_training(cell.config)}", cell.task) for cell in cells]
-    titles = {method: row for row, method in request.methods.items()}
-    lines += [(text, titles[cell.method]) for cell in cells if (text := _options(cell.config))]
-    grouped: dict[str, list[str]] = {}
-    for text, name in lines:
-        names = grouped.setdefault(text, [])
-        names += [name] if name not in names else []
-    return [f"{', '.join(names)}: {text}" for text, names in grouped.items()]
+def _settings(request: Request) -> Iterator[str]:
+    """Yield the options of training, by task where they differ, and of the methods: those of all, then of each."""
+    cells = [cell for cell in request.plan.cells if _options(cell.config)]  # zero-shot has none, and is not trained
+    for text, tasks in _grouped((_training(cell.config), cell.task) for cell in cells).items():
+        yield f"training on {', '.join(tasks)}: {text}"
+    adapted = {cell.method: _options(cell.config) for cell in cells}
+    common = set.intersection(*(set(options.items()) for options in adapted.values()))
+    if len(adapted) > 1 and common:
+        yield f"all methods: {_listed(dict(sorted(common)))}"
+    own = (
+        (_listed({name: value for name, value in adapted[method].items() if (name, value) not in common}), row)
+        for row, method in request.methods.items()
+        if method in adapted
+    )
+    for text, rows in _grouped(own).items():
+        yield f"{', '.join(map(request.experiment.named, rows))}: {text or 'nothing else'}"
+
+
+def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Gather the names of each text, both in the order in which they come."""
+    found: dict[str, dict[str, None]] = {}
+    for text, name in pairs:
+        found.setdefault(text, {})[name] = None
+    return {text: list(names) for text, names in found.items()}
 
 
 def _training(config: Config) -> str:
     train, batch = config.train, config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps
     length = f"{train.max_steps} steps" if train.max_steps > 0 else f"{train.num_train_epochs:g} epochs"
     kept = config.data.calibration_fraction
-    return (
-        f"learning rate {train.learning_rate:g} {train.lr_scheduler_type}, warm-up {train.warmup_steps:g}, "
-        f"weight decay {train.weight_decay:g}, batch {batch}, {length}, cut-off {config.prompt.max_length} tokens, "
-        f"{f'{kept:.0%} of the questions' if kept else 'no questions'} kept for calibration"
-    )
+    parts = [
+        f"learning rate {train.learning_rate:g} {train.lr_scheduler_type}, warm-up {train.warmup_steps:g}",
+        f"weight decay {train.weight_decay:g}",
+        f"dropout {getattr(config.method, 'dropout', 0.0):g}",
+        f"batch {batch}",
+        length,
+        f"cut-off {config.prompt.max_length} tokens",
+        f"{f'{kept:.0%} of the questions' if kept else 'no questions'} kept for calibration",
+    ]
+    return ", ".join(parts)
 
 
-def _options(config: Config) -> str:
-    """Return every option of a method that is set, without what its kind leaves open."""
-    options = {name: value for name, value in config.method.options().items() if value is not None}
+def _options(config: Config) -> dict[str, str]:
+    """Return the options of a method as text, without what is not used; dropout, which tasks set, is with training."""
+    options = {name: value for name, value in config.method.options().items() if name != "dropout"}
+    if options.get("rank"):
+        options["alpha"] = options["alpha"] or 2 * options["rank"]
+        options.pop("matched_to", None)
+    return {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in options.items() if value}
+
+
+def _listed(options: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in options.items())
 
 
