@@ -21,6 +21,7 @@ from uq4ct.adapters.mixture import (
     linear_mixture,
     low_rank_delta,
     route,
+    sample_experts,
 )
 from uq4ct.adapters.router import LayerRouting, Routed
 from uq4ct.adapters.sites import FfnSite, Role, activation_of, feed_forward, linear_features, output_dropout, part
@@ -125,6 +126,15 @@ class RoutedLayer(AdapterLayer, Routed):
         adapter = self.current_adapter()
         return adapter is not None and self.uqmoe_router[adapter].requires_grad
 
+    def route(self, hidden: Tensor, adapter: str) -> tuple[LayerRouting, Tensor]:
+        """Return each token's experts, and let a recorder see the most likely ones, which they are unless drawn."""
+        router, top_k = self.uqmoe_router[adapter], self.settings[adapter].top_k
+        routing, slots = route(hidden, router, top_k)
+        self.capture(routing)
+        if self.draw is None:
+            return routing, slots
+        return sample_experts(routing.probabilities, self.draw.uniform(hidden, len(router)), top_k)
+
     def remember_tokens_of(self, layer: nn.Module) -> None:
         """Note (batch, sequence) whenever ``layer`` is entered: it flattens its hidden states ahead of this module."""
         self._hook = layer.register_forward_pre_hook(self._note_tokens, with_kwargs=True)
@@ -173,8 +183,7 @@ class MixtureLinear(RoutedLayer):
         if args or kwargs:
             raise TypeError(_more_than_the_input(self.base_layer))
         settings = self.settings[adapter]
-        routing, _ = route(x, self.uqmoe_router[adapter], settings.top_k)
-        self.capture(routing)
+        routing, _ = self.route(x, adapter)
         projection = Projection(self.base_layer, LowRank(self.uqmoe_A[adapter], self.uqmoe_B[adapter]))
         dropout = self.dropout(adapter)
         return linear_mixture(x, projection, routing, mixing=settings.mixing, scaling=settings.scaling, dropout=dropout)
@@ -223,8 +232,7 @@ class FfnMixture(RoutedLayer):
         if args or kwargs:
             raise TypeError(_more_than_the_input(self.base_layer))
         base, settings = self.base_layer, self.settings[adapter]
-        routing, slots = route(hidden, self.uqmoe_router[adapter], settings.top_k)
-        self.capture(routing)
+        routing, slots = self.route(hidden, adapter)
         activation = part(base, self.site.activation) if self._activation is None else self._activation[0]
         ffn = feed_forward(base, self.site, activation, self.experts(adapter))
         dropout = self.dropout(adapter)

@@ -73,8 +73,29 @@ def route(
     precision = torch.promote_types(hidden.dtype, torch.float32)
     with torch.autocast(device_type=hidden.device.type, enabled=False):
         probabilities = F.linear(hidden.to(precision), router.to(precision)).softmax(dim=-1)
-    chosen = probabilities.topk(top_k, dim=-1).indices
-    slots = chosen.unsqueeze(-1) == torch.arange(router.shape[0], device=chosen.device)
+    return _keep(probabilities, probabilities, top_k)
+
+
+def sample_experts(
+    probabilities: Float[Tensor, "*tokens experts"], uniform: Float[Tensor, "*tokens experts"], top_k: int
+) -> tuple[LayerRouting, Bool[Tensor, "*tokens top_k experts"]]:
+    """Draw ``top_k`` different experts for every token, each next one by its share of p among those not yet drawn.
+
+    Adding Gumbel noise to log p and keeping the k largest does that (Gumbel top-k, Kool et al. 2019). R is p at the
+    drawn experts, so their mixing weights are p rescaled among them; slots and ``first`` are in the order of drawing.
+
+    >>> routing, _ = sample_experts(torch.tensor([[0.2, 0.5, 0.3]]), torch.tensor([[0.99, 0.01, 0.5]]), top_k=2)
+    >>> routing.kept, routing.first
+    (tensor([[0.2000, 0.0000, 0.3000]]), tensor([0]))
+    """
+    gumbel = -(-uniform.to(probabilities.dtype).log()).log()
+    return _keep(probabilities, probabilities.log() + gumbel, top_k)
+
+
+def _keep(probabilities: Tensor, scores: Tensor, top_k: int) -> tuple[LayerRouting, Tensor]:
+    """Keep the probabilities of the experts with the largest scores."""
+    chosen = scores.topk(top_k, dim=-1).indices
+    slots = chosen.unsqueeze(-1) == torch.arange(probabilities.shape[-1], device=chosen.device)
     kept = probabilities * slots.any(dim=-2)
     return LayerRouting(probabilities, kept, chosen[..., 0]), slots
 

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from uq4ct.adapters.noise import Watched, uniform, watch_tokens
+
 
 class LayerRouting(NamedTuple):
     """Hold the decisions of one router for every token.
@@ -34,11 +36,26 @@ class LayerRouting(NamedTuple):
         return self.kept / self.kept.sum(dim=-1, keepdim=True)
 
 
+class Draw(NamedTuple):
+    """Say which random numbers a router draws its experts by."""
+
+    tokens: Watched
+    seed: int
+    sample: int
+    site: int
+
+    def uniform(self, hidden: Float[Tensor, "*tokens width"], experts: int) -> Float[Tensor, "*tokens experts"]:
+        """Return one number of (0, 1) per token and expert."""
+        keys = self.tokens.keys_for(tuple(hidden.shape[:-1]))
+        return uniform(keys, experts, seed=self.seed, sample=self.sample, site=self.site)
+
+
 class Routed:
     """Mark a module that owns a router; its forward hands every decision to ``capture``."""
 
     recording: bool = False
     captured: LayerRouting | None = None
+    draw: Draw | None = None  # set by ``sample_routing``: experts are drawn, not the most likely ones taken
 
     def capture(self, routing: LayerRouting) -> None:
         """Keep the decision while a ``record_routing`` context is open; drop it otherwise."""
@@ -105,6 +122,29 @@ def record_routing(model: nn.Module) -> Iterator[RecordedRouting]:
     finally:
         for router, (recording, captured) in zip(routers, outer, strict=True):
             router.recording, router.captured = recording, captured
+
+
+@contextmanager
+def sample_routing(model: nn.Module, *, seed: int = 0, sample: int = 0) -> Iterator[None]:
+    """Let every router of ``model`` draw its experts by their probabilities inside the context: ``sample_experts``.
+
+    A draw depends on seed, sample, router and the token with those before it, and on nothing else of the batch. What
+    ``record_routing`` sees is still the k most likely experts, given the hidden states of the sampled pass: FEU (Eq. 9)
+    says how sure the router is, in [k/N, 1], and not which experts the dice gave. All is as before afterwards.
+
+    >>> with sample_routing(nn.Linear(2, 2), seed=1):
+    ...     pass
+    """
+    routers = [module for module in model.modules() if isinstance(module, Routed)]
+    outer = [router.draw for router in routers]
+    with watch_tokens(model) as tokens:
+        for site, router in enumerate(routers):
+            router.draw = Draw(tokens, seed, sample, site)
+        try:
+            yield
+        finally:
+            for router, draw in zip(routers, outer, strict=True):
+                router.draw = draw
 
 
 def _lost_its_graph(router: Routed) -> bool:
