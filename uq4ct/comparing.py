@@ -179,9 +179,8 @@ def write_results(made: Plan, outcomes: Sequence[Outcome], held: Protocol, outpu
     options = outcomes[0].cell.config.eval
     settings = Settings(bins=options.bins, resamples=options.resamples)
     seeds = len({outcome.cell.seed for outcome in outcomes})
-    identity = json.dumps(
-        [comparison.fingerprint(scored, settings), held.name, made.absent, list(map(_told, outcomes))]
-    )
+    cells = list(map(_told, outcomes))
+    identity = json.dumps([comparison.fingerprint(scored, settings), held.name, made.absent, cells])
     before = _read(output / "results.json")
     if before.get("identity") == identity:
         return before
@@ -226,7 +225,7 @@ def _told(outcome: Outcome) -> Json:
 def _notes(held: Protocol, settings: Settings, made: Plan) -> list[str]:
     return [
         f"Protocol {held.name}: {held.summary}.",
-        f"± is the standard deviation over seeds; intervals (table.md, table.csv) {settings.level:.0%}, by "
+        f"± is the standard deviation over seeds; intervals (table.md, table.csv) {100 * settings.level:.0f} %, by "
         f"{settings.resamples:,} two-level resamples: seeds, then questions.",
         "calibrated ECE: where 95 % of perfectly calibrated models of this confidence and n would lie.",
         *(f"{note[0].upper()}{note[1:]}." for note in made.notes),

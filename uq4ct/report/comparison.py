@@ -316,6 +316,7 @@ def _tex_number(text: str) -> str:
     return "--" if text == "-" else f"${text}$"
 
 
-def _formula_free(value: Any) -> Any:
+def _formula_free(value: Any) -> str:
     """Quote text that a spreadsheet would run as a formula."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@\t\r" else value
+    text = _plain(value)
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text

@@ -1,0 +1,564 @@
+"""A campaign: what is planned, what is run, what is kept, and what the table says."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from uq4ct import campaign, cli, comparing, predictions
+from uq4ct.campaign.cells import Cell, alone
+from uq4ct.campaign.job import training_of
+from uq4ct.config import Layer
+from uq4ct.data import NoData
+from uq4ct.errors import UserError
+from uq4ct.manifest import write_json, write_manifest
+from uq4ct.metrics import summarize
+from uq4ct.metrics.answers import Settings
+from uq4ct.metrics.calibration_error import ece
+from uq4ct.metrics.intervals import bootstrap_weights
+from uq4ct.report import comparison
+from uq4ct.report.comparison import Scored
+
+QUICK = Layer.of({"train": {"max_steps": 2, "per_device_train_batch_size": 4}, "eval": {"resamples": 100}}, "test")
+
+
+def write_questions(path: Path, numbers: range) -> None:
+    rows = [
+        {
+            "id": f"q{i}",
+            "question": f"What is number {i} called?",
+            "choices": ["red", "green", "blue", "grey"][: 3 + i % 2],
+            "answer": "ABC"[i % 3],
+        }
+        for i in numbers
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("colours")
+    write_questions(folder / "train.jsonl", range(40))
+    write_questions(folder / "test.jsonl", range(40, 60))
+    return folder / "train.jsonl"
+
+
+def plan(questions: Path, output: Path, methods: str = "zero_shot,lora[rank=2]", seeds=(1, 2), **options):
+    specs = campaign.parse_methods(methods)
+    evaluate = options.pop("evaluate", [(str(questions.with_name("test.jsonl")), None)])
+    return campaign.plan(specs, str(questions), seeds, evaluate, output=output, layers=[QUICK], **options)
+
+
+def command(questions: Path, output: Path, methods: str, seeds: str = "1,2", steps: int = 2) -> list[str]:
+    flags = ["--model", "tiny", "--methods", methods, "--data", str(questions), "--seeds", seeds]
+    small = ["train.per_device_train_batch_size=4", "eval.resamples=100", "train.save_steps=5"]
+    return ["compare", *flags, "--output", str(output), "--max-steps", str(steps), "--set", *small]
+
+
+# ---- naming methods
+
+
+def test_a_method_carries_its_options_and_its_calibration():
+    specs = campaign.parse_methods("lora, uq4ct[top_k=3;target_modules=[q_proj,v_proj]],mixlora[rank=2]+temperature")
+    assert [spec.label for spec in specs] == [
+        "lora",
+        "uq4ct[top_k=3;target_modules=[q_proj,v_proj]]",
+        "mixlora[rank=2]+temperature",
+    ]
+    assert specs[1].layer.values["method"] == {"top_k": 3, "target_modules": ["q_proj", "v_proj"], "name": "uq4ct"}
+    assert specs[2].layer.values["method"] == {"rank": 2, "name": "mixlora", "posthoc": "temperature"}
+    other = campaign.parse_methods("lora[train.learning_rate=1e-4]")[0].layer.values
+    assert other == {"train": {"learning_rate": 1e-4}, "method": {"name": "lora"}}
+
+
+def test_all_means_every_method():
+    from uq4ct import methods
+
+    assert [spec.label for spec in campaign.parse_methods("all")] == methods.names()
+
+
+def test_every_mistake_in_the_methods_comes_at_once():
+    with pytest.raises(UserError) as caught:
+        campaign.parse_methods("loar,uq4ct[topk=3],lora+temprature,mixlora[rank],mixlora,mixlora,,lora]")
+    text = str(caught.value)
+    for expected in (
+        "'loar': no method is called 'loar'. Did you mean 'lora'?",
+        "'topk' is not an option of method uq4ct. Did you mean 'top_k'?",
+        "Did you mean 'temperature'?",
+        "'mixlora[rank]': expected option=value, got 'rank'",
+        "'mixlora' is named 2 times",
+        "a name is missing between two commas",
+        "'lora]': expected name[option=value;option=value]+suffix",
+    ):
+        assert expected in text
+    assert len(caught.value.problems) == 7
+
+
+# ---- planning
+
+
+def test_a_cell_is_known_by_everything_that_its_numbers_depend_on_and_by_nothing_else(questions, tmp_path):
+    def digests(**options) -> set[str]:
+        return {cell.digest for cell in plan(questions, tmp_path, **{"methods": "lora", "seeds": [1], **options}).cells}
+
+    first = digests()
+    assert first == {cell.digest for cell in plan(questions, tmp_path / "elsewhere", "lora", [1]).cells}
+    others = [digests(seeds=[2]), digests(methods="lora[rank=3]"), digests(methods="lora[train.learning_rate=1e-3]")]
+    others.append(digests(evaluate=[("tiny-far", None)]))
+    test = questions.with_name("test.jsonl")
+    before = test.read_text()
+    test.write_text(before.replace("number 41", "number forty-one"))
+    others.append(digests())
+    test.write_text(before)
+    assert len(set.union(first, *others)) == 6
+
+
+def test_a_cell_survives_the_way_to_another_process(questions, tmp_path):
+    for cell in plan(questions, tmp_path, "uq4ct[rank=2],lora").cells:
+        assert Cell.from_json(cell.to_json()) == cell
+
+
+def test_a_task_without_data_is_absent_but_nothing_can_be_trained_on_it(questions, tmp_path):
+    root = Layer.of({"data": {"root": str(tmp_path)}}, "--data-root")
+    specs = campaign.parse_methods("zero_shot")
+    here = str(questions.with_name("test.jsonl"))
+    made = campaign.plan(
+        specs, str(questions), [1], [(here, None), ("climaqa", None)], output=tmp_path / "out", layers=[root]
+    )
+    assert list(made.absent) == ["climaqa"]
+    assert "UCSD-GENIE/ClimaQA" in made.absent["climaqa"]
+    assert [source for source, _ in made.cells[0].evaluate] == [here]
+    with pytest.raises(NoData, match="task 'climaqa' has no data for split 'train'"):
+        campaign.plan(specs, "climaqa", [1], [(here, None)], output=tmp_path / "out", layers=[root])
+
+
+def test_two_names_of_one_method_are_refused(questions, tmp_path):
+    with pytest.raises(UserError, match=r"'lora' and 'lora\[dropout=0.05\]' are the same method"):
+        plan(questions, tmp_path, "lora,lora[dropout=0.05]")
+
+
+def test_questions_that_were_trained_on_are_counted(questions, tmp_path):
+    made = plan(questions, tmp_path, "zero_shot", [1], evaluate=[(str(questions), None)])
+    assert "40 of the 40 questions" in made.notes[0]
+
+
+def test_cells_that_share_a_training_are_known_by_their_options(questions, tmp_path):
+    def keys(methods: str) -> int:
+        return len({training_of(cell) for cell in plan(questions, tmp_path, methods, [1]).cells})
+
+    assert keys("lora,lora+temperature,mc_dropout") == 1
+    assert keys("lora,lora[rank=3],mixlora,uq4ct") == 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--methods", "lora,urq"], "no method is called 'urq'"),
+        (["--methods", "lora[rank=0]"], "method.rank: expected greater than or equal to 1"),
+        (["--seeds", "1,x"], "--seeds: expected whole numbers from 0 with commas between, as in 1,2,3, got 'x'"),
+        (["--seeds", "1,1"], "a seed is named twice"),
+        (["--eval-data", "openbokqa"], "Did you mean 'openbookqa'?"),
+        (["--eval-data", "tiny-far", "tiny-far", "absent.jsonl"], "absent.jsonl: no such file"),
+        (["--protocol", "paperr"], "--protocol: 'paperr' is not one of sound, paper. Did you mean 'paper'?"),
+        (["--protocol", "paper", "--methods", "lora+temperature"], "but none is kept"),
+        (["--engine", "slurm"], "--engine: 'slurm' is not one of local, ray"),
+        (["--model", "./nowhere"], "model.name: no such folder: ./nowhere"),
+        (["--methods", "uq4ct[top_k=9]"], "top_k: 9 is larger than the 8 experts"),
+    ],
+)
+def test_a_mistake_is_found_before_anything_runs(flags, message, questions, tmp_path, capsys):
+    output = tmp_path / "out"
+    assert cli.invoke([*command(questions, output, "zero_shot", "1"), *flags]) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.out == ""
+    assert not output.exists()
+
+
+def test_a_foreign_folder_is_never_written_to(questions, tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("precious")
+    assert cli.invoke(command(questions, tmp_path, "zero_shot", "1")) == 2
+    assert "is not empty and holds no comparison" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_file_is_evaluated_on_the_one_beside_it(questions, tmp_path):
+    assert comparing.evaluation_of(str(questions)) == str(questions.with_name("test.jsonl"))
+    assert comparing.evaluation_of("openbookqa") == "openbookqa"
+    alone = tmp_path / "alone.jsonl"
+    write_questions(alone, range(3))
+    with pytest.raises(UserError, match="name the questions to evaluate on"):
+        comparing.evaluation_of(str(alone))
+
+
+def test_the_papers_protocol_reads_validation_where_the_paper_does():
+    held = comparing.protocol("paper")
+    assert [comparing.split_of(name, held) for name in ("openbookqa", "mmlu-law", "tiny", "x.jsonl")] == [
+        "validation",
+        "test",
+        "test",
+        None,
+    ]
+    assert comparing.split_of("openbookqa", comparing.protocol("sound")) is None
+
+
+def test_a_dry_run_prints_the_cells_and_writes_nothing(questions, tmp_path, capsys):
+    output = tmp_path / "out"
+    asked = [*command(questions, output, "zero_shot,lora[rank=2]"), "--dry-run"]
+    assert cli.invoke([*asked, "--json"]) == 0
+    cells = json.loads(capsys.readouterr().out)["cells"]
+    assert [(cell["method"], cell["seed"], cell["status"], cell["passes"]) for cell in cells] == [
+        ("zero_shot", 1, "planned", 1),
+        ("lora[rank=2]", 1, "planned", 1),
+        ("zero_shot", 2, "planned", 1),
+        ("lora[rank=2]", 2, "planned", 1),
+    ]
+    assert all(cell["seconds"] > 0 for cell in cells)
+    assert cli.invoke(asked) == 0
+    assert "4 of 4 cells to run" in capsys.readouterr().out
+    assert not output.exists()
+
+
+# ---- running
+
+DIVERGES = "lora[rank=2;train.learning_rate=1e30;train.max_grad_norm=0]"
+
+
+@pytest.fixture(scope="module")
+def compared(questions, tmp_path_factory):
+    """A comparison of which one method diverges: its folder, the command, and what it printed."""
+    output = tmp_path_factory.mktemp("compared") / "out"
+    asked = [*command(questions, output, f"zero_shot,lora[rank=2],{DIVERGES}", steps=3), "--json"]
+    done = subprocess.run([sys.executable, "-m", "uq4ct", *asked], capture_output=True, text=True, check=False)
+    return output, asked, done
+
+
+def test_a_diverged_cell_is_reported_never_averaged_in_and_stops_nothing(compared):
+    output, _, done = compared
+    assert done.returncode == 1, done.stderr
+    printed = json.loads(done.stdout)
+    assert set(printed) == {"cells", "results"}
+    statuses = [(cell["method"], cell["status"]) for cell in printed["cells"]]
+    assert statuses == [("zero_shot", "complete"), ("lora[rank=2]", "complete"), (DIVERGES, "diverged")] * 2
+    assert [(row["method"], row["seeds"], row["n"]) for row in printed["results"]] == [
+        ("zero_shot", [1, 2], 20),
+        ("lora[rank=2]", [1, 2], 20),
+    ]
+    assert f"error: {DIVERGES} on" in done.stderr
+    (failed, _) = sorted(output.glob("cells/*/failed.json"))
+    assert "Lower the learning rate" in json.loads(failed.read_text())["message"]
+
+
+def test_a_cell_is_an_ordinary_run(compared):
+    from uq4ct.runs import Run
+
+    output, _, done = compared
+    for cell in json.loads(done.stdout)["cells"]:
+        if cell["status"] == "complete":
+            run = Run.open(cell["folder"])
+            assert (run.folder.parent, run.facts["seed"]) == (output / "cells", cell["seed"])
+
+
+def test_a_finished_comparison_is_printed_again_and_nothing_else_is_done(compared):
+    output, asked, done = compared
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
+    began = time.monotonic()
+    again = subprocess.run([sys.executable, "-m", "uq4ct", *asked], capture_output=True, text=True, check=False)
+    assert (again.returncode, again.stdout) == (1, done.stdout)
+    assert time.monotonic() - began < 20
+    assert "started" not in again.stderr
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()} == before
+
+
+def test_the_tables_tell_the_protocol_and_every_number(compared):
+    output, _, done = compared
+    results = json.loads(done.stdout)["results"]
+    found = json.loads((output / "results.json").read_text())
+    assert found["results"] == results
+    assert (found["protocol"]["name"], len(found["code_sha256"])) == ("sound", 64)
+    assert "Protocol sound: the labelled test split" in (output / "table.md").read_text()
+    lines = (output / "table.csv").read_text().splitlines()
+    assert f"{results[1]['nll']}" in next(line for line in lines if line.split(",")[2:4] == ["lora[rank=2]", "nll"])
+    assert r"\begin{tabular}" in (output / "table.tex").read_text()
+    assert [row["passes"] for row in found["costs"]] == [1, 1]
+
+
+def test_a_cell_that_another_comparison_works_on_is_waited_for(questions, tmp_path):
+    (cell,) = plan(questions, tmp_path, "zero_shot", [1]).cells
+    said: list[str] = []
+    holding, release = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with alone(cell) as mine:
+            assert mine
+            holding.set()
+            release.wait(60)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    holding.wait()
+
+    def say(line: str) -> None:
+        said.append(line)
+        if "another process works on it" in line:
+            release.set()
+
+    (outcome,) = campaign.run_cells([cell], tmp_path, say=say)
+    thread.join()
+    assert release.is_set()
+    assert outcome.status == "complete"
+    assert sum("started" in line for line in said) == 1
+
+
+# ---- the table
+
+
+def scored(folder: Path, method: str, seed: int, probabilities: np.ndarray, answer: np.ndarray) -> Scored:
+    """Write an evaluation whose numbers are known."""
+    place = folder / f"{method}-{seed}" / "evaluations" / "coins"
+    place.mkdir(parents=True)
+    rows = [
+        {
+            "id": str(i),
+            "question": "Which?",
+            "choices": ["x", "y"],
+            "prediction": "AB"[int(p.argmax())],
+            "confidence": float(p.max()),
+            "probabilities": dict(zip("AB", p.tolist(), strict=True)),
+            "label": "AB"[a],
+            "correct": bool(p.argmax() == a),
+            "feu": None,
+            "abstained": False,
+        }
+        for i, (p, a) in enumerate(zip(probabilities, answer, strict=True))
+    ]
+    predictions.write(place / "predictions.jsonl", rows)
+    write_json(place / "metrics.json", summarize(rows, task="coins", split="test", resamples=100))
+    write_manifest(place)
+    return Scored(method, seed, place.parents[1], ("coins",))
+
+
+def test_intervals_resample_seeds_and_then_the_same_questions_for_all(tmp_path):
+    generator = np.random.default_rng(3)
+    n, resamples = 40, 200
+    answer = generator.integers(2, size=n)
+    first = generator.uniform(0.02, 0.98, size=(3, n))
+    runs = [scored(tmp_path, "m", s + 1, np.stack([first[s], 1 - first[s]], axis=1), answer) for s in range(3)]
+    (result,) = comparison.compare(runs, 3, Settings(bins=10, resamples=resamples))
+
+    nll = np.array([[-np.log(first[s, i] if answer[i] == 0 else 1 - first[s, i]) for i in range(n)] for s in range(3)])
+    assert result["nll"] == pytest.approx(nll.mean())
+    assert result["sd"]["nll"] == pytest.approx(nll.mean(axis=1).std(ddof=1))
+    confidence = np.maximum(first, 1 - first)
+    correct = ((first < 0.5).astype(int) == answer).astype(float)
+    (weights,) = bootstrap_weights(n, resamples, 0)
+    seeds = np.random.default_rng([0, 3]).multinomial(3, np.full(3, 1 / 3), size=resamples)
+    nlls, eces = [], []
+    for b in range(resamples):
+        items = np.repeat(np.arange(n), weights[b].astype(int))
+        drawn = np.repeat(np.arange(3), seeds[b])
+        nlls.append(np.mean([nll[s, items].mean() for s in drawn]))
+        eces.append(np.mean([ece(confidence[s, items], correct[s, items], 10) for s in drawn]))
+    assert result["intervals"]["nll"] == pytest.approx(np.quantile(nlls, [0.025, 0.975]))
+    low, high = np.quantile(eces, [0.025, 0.975])
+    assert result["intervals"]["ece"] == pytest.approx([max(0, 2 * result["ece"] - high), 2 * result["ece"] - low])
+    assert result["intervals"]["accuracy"][0] < correct.mean() < result["intervals"]["accuracy"][1]
+
+
+def test_a_missing_seed_is_shown_and_leaves_no_deviation(tmp_path):
+    answer = np.array([0, 1, 0, 1])
+    runs = [scored(tmp_path, "m", s, np.array([[0.8, 0.2]] * 4), answer) for s in (1, 2)]
+    (result,) = comparison.compare(runs, 3, Settings(resamples=100))
+    assert result["accuracy"] == 0.5
+    assert result["sd"]["accuracy"] is None
+    table = comparison.text_table([result], {}, [])
+    assert "2/3" in table
+    assert "±" not in table
+
+
+def test_runs_that_answered_other_questions_are_not_compared(tmp_path):
+    runs = [
+        scored(tmp_path, "m", 1, np.array([[0.8, 0.2]] * 4), np.array([0, 1, 0, 1])),
+        scored(tmp_path, "other", 1, np.array([[0.8, 0.2]] * 4), np.array([0, 1, 0, 0])),
+    ]
+    with pytest.raises(UserError, match="answers other questions than"):
+        comparison.compare(runs, 1, Settings(resamples=100))
+
+
+def test_names_are_escaped_in_every_table(tmp_path):
+    name = "=a_b|<i>&%\x1b[31m\n"
+    (result,) = comparison.compare(
+        [scored(tmp_path, "m", 1, np.array([[0.8, 0.2]] * 4), np.array([0, 1, 0, 1]))], 1, Settings(resamples=100)
+    )
+    result |= {"method": name, "task": name}
+    text = comparison.text_table([result], {name: name}, [name])
+    assert "\x1b" not in text
+    markdown = comparison.markdown_table([result], {name: name}, [])
+    assert r"=a\_b\|&lt;i>&amp;%" in markdown
+    assert "<i>" not in markdown
+    assert r"=a\_b|<i>\&\%" in comparison.latex_table([result], {name: name}, [])
+    assert comparison.csv_table([result], {}).splitlines()[1].startswith("'=a_b")
+
+
+# ---- what goes wrong
+
+
+def start(arguments: list[str]) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "uq4ct", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def workers_of(process: subprocess.Popen) -> list[int]:
+    """Return the worker processes of a comparison."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+            words = (stat.parent / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if int(fields[1]) == process.pid and b"uq4ct.campaign.worker" in words:
+            found.append(int(stat.parent.name))
+    return found
+
+
+def wait_for(condition, seconds: float = 120.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "waited too long"
+        time.sleep(0.02)
+
+
+def adapters(output: Path) -> dict[str, bytes]:
+    """Return every finished adapter of a comparison, by the name of its cell."""
+    return {path.parent.name: path.read_bytes() for path in output.glob("cells/*/adapter_model.safetensors")}
+
+
+METHODS, STEPS = "lora[rank=2],mixlora[rank=2]", 60
+
+
+@pytest.fixture(scope="module")
+def undisturbed(questions, tmp_path_factory):
+    output = tmp_path_factory.mktemp("undisturbed") / "out"
+    process = start(command(questions, output, METHODS, steps=STEPS))
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    return output, out
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_only_its_cell_which_goes_on(questions, tmp_path, undisturbed):
+    output = tmp_path / "out"
+    process = start(command(questions, output, METHODS, steps=STEPS))
+    wait_for(lambda: list(output.glob("store/*/checkpoint-1*/manifest.json")))
+    (worker,) = workers_of(process)
+    os.kill(worker, signal.SIGKILL)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert "its process ended by signal 9 (SIGKILL)" in err
+    assert "continuing after step" in "".join(path.read_text() for path in output.glob("logs/*.log"))
+    assert adapters(output) == adapters(undisturbed[0])
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_always_killed_fails_its_cell_alone(questions, tmp_path):
+    output = tmp_path / "out"
+    process = start([*command(questions, output, f"zero_shot,{METHODS}", "1", steps=100_000), "--workers", "1"])
+    wait_for(lambda: list(output.glob("cells/zero_shot-*/cell.json")))
+    for _ in range(6):  # three times each for the two methods that never end
+        wait_for(lambda: workers_of(process))
+        (worker,) = workers_of(process)
+        time.sleep(1.0)
+        os.kill(worker, signal.SIGKILL)
+        wait_for(lambda gone=worker: gone not in workers_of(process))
+    _, err = process.communicate()
+    assert process.returncode == 1
+    assert err.count("3 times") == 4  # said when it happens, and at the end
+    found = json.loads((output / "results.json").read_text())
+    assert [(cell["method"], cell["status"]) for cell in found["cells"]] == [
+        ("zero_shot", "complete"),
+        *((method, "failed") for method in METHODS.split(",")),
+    ]
+    assert [row["method"] for row in found["results"]] == ["zero_shot"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_a_checkpoint_and_the_same_command_continues(number, code, questions, tmp_path, undisturbed):
+    output = tmp_path / "out"
+    asked = command(questions, output, METHODS, steps=STEPS)
+    process = start(asked)
+    wait_for(lambda: list(output.glob("store/*/checkpoint-1*/manifest.json")))
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert "interrupted; the same command continues" in err
+    assert not (output / "results.json").exists()
+    again = start(asked)
+    _, err = again.communicate()
+    assert again.returncode == 0, err
+    assert adapters(output) == adapters(undisturbed[0])
+
+
+@pytest.mark.slow
+def test_a_comparison_killed_at_any_moment_ends_with_the_same_table(questions, tmp_path, undisturbed):
+    output = tmp_path / "out"
+    asked = command(questions, output, METHODS, steps=STEPS)
+    for seconds in np.random.default_rng(5).uniform(5, 20, size=5):
+        process = start(asked)
+        time.sleep(seconds)
+        process.kill()
+        process.communicate()
+    done = start(asked)
+    _, err = done.communicate()
+    assert done.returncode == 0, err
+    assert adapters(output) == adapters(undisturbed[0])
+    for name in ("table.csv", "table.md", "table.tex"):
+        assert (output / name).read_text() == (undisturbed[0] / name).read_text()
+
+
+@pytest.mark.slow
+def test_two_comparisons_share_one_folder_and_no_work(questions, tmp_path, undisturbed):
+    output = tmp_path / "out"
+    both = [start(command(questions, output, METHODS, steps=STEPS)) for _ in range(2)]
+    errors = [process.communicate()[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], errors
+    assert adapters(output) == adapters(undisturbed[0])
+    assert (output / "table.csv").read_text() == (undisturbed[0] / "table.csv").read_text()
+    logs = "".join(path.read_text() for path in output.glob("logs/*.log"))
+    assert logs.count(f"step {STEPS} of {STEPS}") == 4
+
+
+@pytest.mark.slow
+def test_ray_loses_a_worker_and_nothing_else(questions, tmp_path, undisturbed):
+    pytest.importorskip("ray")
+    output = tmp_path / "out"
+    process = start([*command(questions, output, METHODS, steps=STEPS), "--engine", "ray", "--workers", "1"])
+    wait_for(lambda: list(output.glob("store/*/checkpoint-1*/manifest.json")))
+    busy = [
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if path.read_bytes().startswith(b"ray::attend")
+    ]
+    assert len(busy) == 1
+    os.kill(busy[0], signal.SIGKILL)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert adapters(output) == adapters(undisturbed[0])
+    assert (output / "table.csv").read_text() == (undisturbed[0] / "table.csv").read_text()
+    logs = "".join(path.read_text() for path in output.glob("logs/*.log"))
+    assert logs.count(f"step {STEPS} of {STEPS}") == 4
