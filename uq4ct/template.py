@@ -46,8 +46,8 @@ METHOD_COMMENTS = {
     "balance_probabilities": "full softmax, or only the kept values",
     "calibration_weight": "beta of Eq. 11: 0 is MixLoRA",
     "calibration_schedule": "constant, or incremental over 50 steps (Eq. 12)",
-    "label_smoothing": "share of the target spread over the question's own choices",
-    "calibrated": "feu; confidence: the same loss on the answer's probability",
+    "smoothing": "share of the target spread over the question's own choices",
+    "router_samples": "passes, each with experts drawn by the router; 1: the k most likely",
     "feu_reduction": "mass (Eq. 9), top1 or vector",
     "feu_tokens": "prompt, or last: the answer position only",
 }

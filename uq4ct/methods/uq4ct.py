@@ -20,7 +20,6 @@ class Uq4ct(MixtureMethod):
 
     calibration_weight: float = Field(1.0, ge=0)  # beta
     calibration_schedule: Literal["constant", "incremental"] = "constant"  # incremental: Eq. 12
-    calibrated: Literal["feu", "confidence"] = "feu"  # confidence: an ablation, on the answer's probability
     feu_reduction: Literal["mass", "top1", "vector"] = "mass"
     feu_tokens: Literal["prompt", "last"] = "prompt"
 
@@ -36,7 +35,6 @@ class Uq4ct(MixtureMethod):
             balance_probabilities=self.balance_probabilities,
             calibration_weight=self.calibration_weight,
             calibration_schedule=self.calibration_schedule,
-            calibrated=self.calibrated,
             feu_reduction=self.feu_reduction,
             feu_tokens=self.feu_tokens,
         )
