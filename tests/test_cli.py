@@ -35,7 +35,7 @@ def test_help_answers_within_half_a_second():
 def test_methods_are_listed_as_json(capsys):
     code, out, _ = outcome(["ls", "methods", "--json"], capsys)
     assert code == 0
-    assert [row["name"] for row in json.loads(out)] == ["lora", "mixlora", "uq4ct", "zero_shot"]
+    assert {"lora", "mixlora", "uq4ct", "zero_shot"} <= {row["name"] for row in json.loads(out)}
     assert all({"name", "passes", "summary"} <= set(row) for row in json.loads(out))
 
 
@@ -83,7 +83,10 @@ def test_methods_are_listed_as_json(capsys):
         ),
         (["evaluate", "."], "Missing option '--data'"),
         (["predict", ".", "in.jsonl", "-o", "out.jsonl"], "error: .: not a run folder, it has no config.yaml"),
-        (["ask", ".", "-q", "Which?", "-c", "a", "-c", ""], "error: --choice: expected texts that differ, got ['a', '']"),
+        (
+            ["ask", ".", "-q", "Which?", "-c", "a", "-c", ""],
+            "error: --choice: expected texts that differ, got ['a', '']",
+        ),
         (["metrics", "absent.jsonl"], "error: absent.jsonl: no such file"),
         (["ls", "task"], "error: ls: 'task' is not one of tasks, methods, metrics, runs. Did you mean 'tasks'?"),
         (["init", "-o", "absent/run.yaml"], "error: absent/run.yaml: the folder absent does not exist"),

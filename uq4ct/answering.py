@@ -13,6 +13,7 @@ from uq4ct import predictions
 from uq4ct.config import Config
 from uq4ct.errors import UserError
 from uq4ct.posthoc.abstain import AbstainRule
+from uq4ct.posthoc.base import Calibrator
 from uq4ct.runs import Run
 from uq4ct.types import Prediction, Question
 
@@ -63,6 +64,7 @@ class UQModel:
     model: Any
     encoder: Encoder
     rule: AbstainRule | None = None
+    calibrator: Calibrator | None = None
 
     @classmethod
     def load(cls, run: Run | Path | str, *, base: str | None = None) -> UQModel:
@@ -90,7 +92,8 @@ class UQModel:
                 f"{run.folder}: its prompts had hash {run.facts['prompt']['hash'][:12]}, now {encoder.hash[:12]}; "
                 "use the tokenizer and the version of uq4ct that wrote the run"
             )
-        loaded = cls(config, config.method.load(backbone.model, run.folder), encoder, run.rule)
+        model = config.method.load(backbone.model, run.folder)
+        loaded = cls(config, model, encoder, run.rule, run.calibrator)
         loaded.check_fingerprint(run)
         return loaded
 
@@ -123,6 +126,18 @@ class UQModel:
         progress: Callable[[int, int], None] | None = None,
     ) -> Prediction:
         """Return the predictive distribution over questions, in order; ``examples`` are they, if encoded already."""
+        raw = self.predict_raw(questions, examples=examples, batch_size=batch_size, progress=progress)
+        return raw if self.calibrator is None else self.calibrator.apply(raw)
+
+    def predict_raw(
+        self,
+        questions: Sequence[Question],
+        *,
+        examples: Sequence[Mapping[str, Any]] | None = None,
+        batch_size: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Prediction:
+        """Return what the method itself predicts, before its post-hoc calibration."""
         return self.config.method.predict(
             self.model,
             self.encoder.encode_all(questions) if examples is None else examples,
@@ -134,7 +149,7 @@ class UQModel:
 
     def rows(self, questions: Sequence[Question], prediction: Prediction) -> list[dict[str, Any]]:
         """Return prediction rows, with the abstain rule applied where there is one."""
-        rows = predictions.rows(questions, prediction, method=self.config.method.name, seed=self.config.output.seed)
+        rows = predictions.rows(questions, prediction, method=self.config.method.label, seed=self.config.output.seed)
         return rows if self.rule is None else self.rule.apply(rows)
 
     def fingerprint(self) -> list[list[float]]:

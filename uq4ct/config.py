@@ -13,10 +13,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from uq4ct import methods
+from uq4ct.adapting import BOOKKEEPING, TrainConfig
 from uq4ct.backbone import ModelConfig
 from uq4ct.data import DataConfig
 from uq4ct.errors import UserError, did_you_mean
-from uq4ct.methods.base import Method, TrainConfig
+from uq4ct.methods.base import Method
 from uq4ct.prompts import PromptConfig
 
 MAX_BYTES = 1_000_000
@@ -65,7 +66,7 @@ class Config(BaseModel):
     def dump(self) -> dict[str, Any]:
         """Return the configuration as plain values, the method's name first in its section."""
         sections = {name: getattr(self, name).model_dump(mode="json") for name in SECTIONS if name != "method"}
-        sections["method"] = {"name": self.method.name, **self.method.model_dump(mode="json")}
+        sections["method"] = {"name": self.method.label, **self.method.options()}
         return {name: sections[name] for name in SECTIONS}
 
     def to_yaml(self) -> str:
@@ -80,7 +81,7 @@ class Config(BaseModel):
         facts["seed"] = self.output.seed
         if Path(self.data.source).is_file():  # one file may be named in several ways
             facts["data"]["source"] = str(Path(self.data.source).resolve())
-        for name in ("logging_steps", "save_steps", "save_total_limit", "report_to", "disable_tqdm"):
+        for name in BOOKKEEPING:
             facts["train"].pop(name, None)
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -171,7 +172,11 @@ Did you mean 'learning_rate'?
     merged: dict[str, Any] = {}
     places: dict[str, str] = {}
     problems: list[str] = []
+    preset = ""
     for values, where in layers:
+        preset = next(
+            (place.removeprefix("preset ") for place in where.values() if place.startswith("preset ")), preset
+        )
         for section, options in values.items():
             if section not in SECTIONS:
                 place = where.get(section, "config")
@@ -191,12 +196,16 @@ Did you mean 'learning_rate'?
     for section, model in SECTIONS.items():
         options = dict(merged.get(section, {}))
         try:
-            kind = methods.find(str(options.pop("name", "uq4ct"))) if section == "method" else model
+            kind, suffix = (model, None) if section != "method" else methods.parse(str(options.pop("name", "uq4ct")))
         except UserError as error:
             problems.append(f"{places.get('method.name', 'config')}: {error}")
             continue
         if section == "method":
-            options = _without_foreign_preset_options(kind, options, places)
+            options = {
+                **cast(type[Method], kind).presets.get(preset, {}),
+                **_without_foreign_preset_options(kind, options, places),
+            }
+            options |= {"posthoc": suffix} if suffix else {}
         try:
             built[section] = kind.model_validate(options)
         except ValidationError as error:

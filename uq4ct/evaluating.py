@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from uq4ct import data, predictions
 from uq4ct.answering import UQModel
 from uq4ct.errors import UserError
-from uq4ct.manifest import is_complete, read_manifest, write_json, write_manifest
+from uq4ct.manifest import is_complete, read_manifest, write_atomically, write_json, write_manifest
 from uq4ct.metrics import Answers, summarize
 from uq4ct.posthoc.abstain import AbstainRule
-from uq4ct.runs import RULE, Run, Say, hold, to_stderr
+from uq4ct.runs import RULE, Run, Say, code_digest, hold, to_stderr
+from uq4ct.types import Prediction
 
 CHUNK = 512  # questions between two writes of a prediction file; an interrupted prediction loses at most one chunk
 
@@ -32,13 +38,15 @@ def evaluate(
     resume: bool = False,
     rule: AbstainRule | None = None,
     model: UQModel | None = None,
+    store: Path | None = None,
     progress: Callable[[str, int], Callable[[int, int], None]] | None = None,
     say: Say = to_stderr,
 ) -> list[dict[str, Any]]:
     """Score every question of each source and write ``evaluations/<task>/`` below the run; return the metrics.
 
     With ``resume``, an evaluation that is complete for the same run and data is read back instead. A ``rule`` is saved
-    with the run and applied, here and from now on.
+    with the run and applied, here and from now on. With a ``store``, what a method itself predicts is kept there by
+    content and not computed again for another post-hoc calibration of the same fit.
     Raises UserError for bad rows, missing data, or two sources of the same name; nothing is written then.
     """
     sets = [
@@ -70,13 +78,14 @@ def evaluate(
             continue
         for note in questions.notes:
             say(f"note: {note}")
-        prediction = model.predict_questions(
-            questions.questions,
-            examples=list(islice(examples, len(questions))),
-            batch_size=batch_size,
-            progress=progress(name, len(questions)) if progress else None,
+        own, asked_now = model, list(islice(examples, len(questions)))
+        bar = progress(name, len(questions)) if progress else None
+        raw = shelved(
+            store / "predictions" / f"{_raw_identity(run, own, questions)}.npz" if store else None,
+            [question.id for question in questions.questions],
+            lambda: own.predict_raw(questions.questions, examples=asked_now, batch_size=batch_size, progress=bar),  # noqa: B023, called at once
         )
-        rows = model.rows(questions.questions, prediction)
+        rows = model.rows(questions.questions, raw if model.calibrator is None else model.calibrator.apply(raw))
         settings = run.config.eval
         metrics = {
             **summarize(
@@ -176,6 +185,40 @@ def _provenance(run: Run, questions: data.QuestionSet) -> dict[str, Any]:
         },
         "dtype": facts["base"]["dtype"],
     }
+
+
+def _raw_identity(run: Run, model: UQModel, questions: data.QuestionSet) -> str:
+    """SHA-256 over what a method's own prediction depends on: weights, method, prompts, questions and code."""
+    files = read_manifest(run.folder)["files"]
+    config = run.config
+    facts = {
+        "weights": {name: entry["sha256"] for name, entry in files.items() if name.endswith(".safetensors")},
+        "method": [config.method.name, config.method.options()],
+        "base": [run.facts["base"]["fingerprint"], config.model.model_dump(mode="json", exclude={"name"})],
+        "prompts": model.encoder.hash,
+        "questions": [
+            [question.id, question.question, question.context, *question.choices] for question in questions.questions
+        ],
+        "code": code_digest(),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def shelved(path: Path | None, ids: Sequence[str], predict: Callable[[], Prediction]) -> Prediction:
+    """Return the prediction kept at a path, or make it and keep it there; without a path just make it."""
+    if path is None:
+        return predict()
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return Prediction(tuple(ids), **{name: arrays[name] for name in arrays.files})
+    except (OSError, ValueError, TypeError, zipfile.BadZipFile):  # not there, or not whole
+        prediction = predict()
+    arrays = {name: getattr(prediction, name) for name in ("logits", "mask", "feu", "letter_mass")}
+    content = io.BytesIO()
+    np.savez(content, **{name: array for name, array in arrays.items() if array is not None})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, content.getvalue())
+    return prediction
 
 
 def _is_evaluated(folder: Path, facts: Mapping[str, Any]) -> bool:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
+import json
+import shutil
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from uq4ct import data, predictions
+from uq4ct.adapting import Bench, check_training_options, is_main_process, remove_checkpoints, wait_for_all
 from uq4ct.answering import UQModel
 from uq4ct.config import Config
 from uq4ct.errors import UserError
 from uq4ct.manifest import MANIFEST, sha256, verify_manifest, write_atomically, write_json, write_manifest
-from uq4ct.runs import FIT_FILES, Run, Say, claimed, environment, to_stderr
-from uq4ct.types import Question
+from uq4ct.posthoc import Calibrator, calibrator
+from uq4ct.runs import FIT_FILES, POSTHOC, Run, Say, claimed, code_digest, environment, to_stderr
+from uq4ct.types import Prediction, Question
 
 if TYPE_CHECKING:
     from uq4ct.backbone import Backbone
@@ -40,25 +47,39 @@ def prepare(config: Config) -> Prepared:
     Raises UserError with every bad row, or for a base model or tokenizer that cannot serve.
     """
     from uq4ct import backbone as backbones
-    from uq4ct.methods.base import check_training_options
     from uq4ct.prompts import Encoder
 
     questions = data.load(config.data.source, root=config.data.root, config=config.data, training=True)
     fit, calibration = data.calibration_split(questions, config=config.data, seed=config.output.seed)
     questions = replace(questions, questions=fit)
+    if config.method.posthoc and not calibration:
+        raise UserError(
+            f"method {config.method.label}: '{config.method.posthoc}' is fitted on the calibration split and there is "
+            "none; set data.calibration_fraction, for example 0.1 (preset paper has none)"
+        )
     backbone = backbones.load(config.model)
     encoder = Encoder(backbone.tokenizer, config.prompt, context_length=backbone.context_length)
     config.method.check(backbone.model)
     check_training_options(config.train, use_cpu=backbone.model.device.type == "cpu")
     examples, notes = encoder.encode_training(questions.questions)
     asked = encoder.encode_all(calibration)
-    return Prepared(questions, calibration, examples, asked, backbone, encoder, (*questions.notes, *notes))
+    notes = (*questions.notes, *notes, *config.method.notes(backbone.model))
+    return Prepared(questions, calibration, examples, asked, backbone, encoder, notes)
 
 
-def train(config: Config, *, resume: bool = False, say: Say = to_stderr) -> Run:
+def train(
+    config: Config,
+    *,
+    resume: bool = False,
+    store: Path | None = None,
+    snapshots: Sequence[float] = (),
+    say: Say = to_stderr,
+) -> Run:
     """Fit one method and write the run folder; a complete folder of the same configuration is returned as it is.
 
-    Below ``torchrun`` every process fits, and the main one alone checks, claims and writes the folder.
+    ``store`` is a folder in which trainings are shared by content, and ``snapshots`` are the fractions of a training at
+    which other methods that share it will want the adapter. Below ``torchrun`` every process fits, and the main one
+    alone checks, claims and writes the folder.
     Raises UserError for an output folder that is in use, unfinished without ``resume``, of another configuration, or
     fitted on a file that has changed since.
     """
@@ -75,13 +96,8 @@ def train(config: Config, *, resume: bool = False, say: Say = to_stderr) -> Run:
             _refuse_foreign(folder, config, resume)  # again: another process may have come first
         if (folder / MANIFEST).is_file():
             return _complete(folder, say)
-        _fit(ready, config, folder, resume, say)
+        _fit(ready, config, folder, resume, store, tuple(snapshots), say)
     return Run(folder)
-
-
-def is_main_process() -> bool:
-    """Tell whether this is the first process of a training, or its only one."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _complete(folder: Path, say: Say) -> Run:
@@ -96,12 +112,18 @@ def _complete(folder: Path, say: Say) -> Run:
     return run
 
 
-def _fit(ready: Prepared, config: Config, folder: Path, resume: bool, say: Say) -> None:
-    from uq4ct.methods.base import Bench
-
+def _fit(
+    ready: Prepared,
+    config: Config,
+    folder: Path,
+    resume: bool,
+    store: Path | None,
+    snapshots: tuple[float, ...],
+    say: Say,
+) -> None:
     if is_main_process():
         _begin(ready, config, folder, say)
-    started = time.monotonic()
+    started, shared = time.monotonic(), list[float]()  # seconds of trainings that were found in the store
     bench = Bench(
         model=ready.backbone.model,
         pad_token_id=ready.encoder.pad_token_id,
@@ -112,11 +134,23 @@ def _fit(ready: Prepared, config: Config, folder: Path, resume: bool, say: Say) 
         folder=folder,
         resume=resume,
         config_hash=config.fit_hash,
+        base=_base_identity(ready, config),
+        store=store,
+        snapshots=snapshots,
+        charge=shared.append,
     )
     model = config.method.fit(bench)
     if is_main_process():
-        _finish(ready, config, UQModel(config, model, ready.encoder), folder, time.monotonic() - started, say)
-    _wait_for_all()
+        seconds = time.monotonic() - started + sum(shared)
+        _finish(ready, config, UQModel(config, model, ready.encoder), folder, seconds, say)
+    wait_for_all()
+
+
+def _base_identity(ready: Prepared, config: Config) -> str:
+    """SHA-256 over what all trainings on one base model by one version of this package have in common."""
+    options = config.model.model_dump(mode="json", exclude={"name", "device"})
+    facts = [code_digest(), ready.backbone.fingerprint, ready.backbone.dtype, ready.encoder.hash, options]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _begin(ready: Prepared, config: Config, folder: Path, say: Say) -> None:
@@ -124,7 +158,7 @@ def _begin(ready: Prepared, config: Config, folder: Path, say: Say) -> None:
     for note in ready.notes:
         say(f"note: {note}")
     sizes = f"{len(ready.questions):,} questions, {len(ready.calibration):,} kept for calibration"
-    say(f"{config.method.name} on {ready.questions.name}: {sizes}")
+    say(f"{config.method.label} on {ready.questions.name}: {sizes}")
     write_atomically(folder / "config.yaml", config.to_yaml())
     write_json(folder / "environment.json", environment(str(ready.backbone.model.device)))
     write_json(
@@ -140,22 +174,33 @@ def _begin(ready: Prepared, config: Config, folder: Path, say: Say) -> None:
 
 
 def _finish(ready: Prepared, config: Config, fitted: UQModel, folder: Path, seconds: float, say: Say) -> None:
-    """Write what the fit gave, its manifest last."""
+    """Calibrate where the method asks for it, and write what the fit gave, its manifest last."""
     if ready.calibration:
-        rows = fitted.rows(
-            ready.calibration, fitted.predict_questions(ready.calibration, examples=ready.calibration_examples)
-        )
-        predictions.write(folder / "calibration.jsonl", rows)
-    write_json(folder / "uq4ct.json", _facts(ready, config, fitted, seconds))
-    write_manifest(folder, [name for name in FIT_FILES if (folder / name).is_file()])
+        prediction = fitted.predict_raw(ready.calibration, examples=ready.calibration_examples)
+        if config.method.posthoc:
+            found = _calibrate(config.method.posthoc, prediction, ready.calibration)
+            write_json(folder / POSTHOC, found.to_dict())
+            say(f"{config.method.label}: {found.describe()}")
+            fitted, prediction = replace(fitted, calibrator=found), found.apply(prediction)
+        predictions.write(folder / "calibration.jsonl", fitted.rows(ready.calibration, prediction))
+    write_json(folder / "uq4ct.json", _facts(ready, config, fitted, folder, seconds))
+    members = (f"{path.name}/{file.name}" for path in folder.glob("member-*") for file in path.iterdir())
+    write_manifest(folder, [name for name in (*FIT_FILES, *members) if (folder / name).is_file()])
     if not config.output.keep_checkpoints:
-        _remove_checkpoints(folder)
+        for trained in (folder, *folder.glob("member-*")):
+            remove_checkpoints(trained)
+            shutil.rmtree(trained / "snapshots", ignore_errors=True)
     say(f"wrote {folder} in {seconds:.0f} s")
 
 
-def _facts(ready: Prepared, config: Config, fitted: UQModel, seconds: float) -> dict[str, Any]:
+def _calibrate(name: str, prediction: Prediction, questions: Sequence[Question]) -> Calibrator:
+    answer = [-1 if question.answer is None else question.answer for question in questions]
+    return calibrator(name).fit(prediction, np.array(answer))
+
+
+def _facts(ready: Prepared, config: Config, fitted: UQModel, folder: Path, seconds: float) -> dict[str, Any]:
     return {
-        "method": config.method.name,
+        "method": config.method.label,
         "passes": config.method.passes,
         "seed": config.output.seed,
         "task": ready.questions.name,
@@ -174,7 +219,8 @@ def _facts(ready: Prepared, config: Config, fitted: UQModel, seconds: float) -> 
             "hash": ready.encoder.hash,
             "letters": dict(ready.encoder.letters),
         },
-        "trainable_parameters": sum(p.numel() for p in fitted.model.parameters() if p.requires_grad),
+        "trainable_parameters": config.method.trainable_parameters(folder),
+        "extra_bytes": sum(file.stat().st_size for file in folder.rglob("*.safetensors") if _is_kept(folder, file)),
         "seconds": round(seconds, 1),
         "config_hash": config.fit_hash,
         "fingerprint": fitted.fingerprint(),
@@ -216,16 +262,6 @@ def _difference(before: Config, now: Config) -> str:
     return "; ".join(changed) or "another version of the options"
 
 
-def _remove_checkpoints(folder: Path) -> None:
-    import shutil
-
-    for path in folder.glob("checkpoint-*"):
-        shutil.rmtree(path)
-
-
-def _wait_for_all() -> None:
-    """Let no process go on before the main one has written the folder."""
-    import torch.distributed
-
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()
+def _is_kept(folder: Path, file: Path) -> bool:
+    """Tell whether a file belongs to the finished run: its own or a member's, not a checkpoint's or a snapshot's."""
+    return file.parent == folder or (file.parent.parent == folder and file.parent.name.startswith("member-"))

@@ -23,7 +23,7 @@ def run(resolve: Callable[[], Config], say: Say) -> None:
     Raises UserError with every problem of the first step that fails.
     """
     config = resolve()
-    say(f"[1/6] config         ok   method {config.method.name}, seed {config.output.seed}")
+    say(f"[1/6] config         ok   method {config.method.label}, seed {config.output.seed}")
     ready = prepare(config)
     say(f"[2/6] data           ok   {_data(ready)}")
     for note in ready.notes:

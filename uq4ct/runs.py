@@ -1,7 +1,8 @@
 """A run folder: one method fitted on one task with one seed, and every evaluation of it.
 
-config.yaml, environment.json, uq4ct.json, splits.json, training_log.jsonl, calibration.jsonl,
+config.yaml, environment.json, uq4ct.json, splits.json, training_log.jsonl, training.json, calibration.jsonl,
 adapter_config.json, adapter_model.safetensors, manifest.json          the fit; the manifest is written last
+state.safetensors, member-N/, posthoc.json                             where a method has more
 evaluations/<task>/{predictions.jsonl, metrics.json, manifest.json}    one folder per evaluated task
 abstain.json                                                           the abstain rule, once one was chosen
 """
@@ -27,19 +28,24 @@ from uq4ct.config import Config
 from uq4ct.errors import UserError
 from uq4ct.manifest import MANIFEST, sha256, verify_manifest
 from uq4ct.posthoc.abstain import AbstainRule
+from uq4ct.posthoc.base import Calibrator
 
 Say = Callable[[str], None]
 
 RULE = "abstain.json"
+POSTHOC = "posthoc.json"
 FIT_FILES = (
     "config.yaml",
     "environment.json",
     "uq4ct.json",
     "splits.json",
     "training_log.jsonl",
+    "training.json",
     "calibration.jsonl",
     "adapter_config.json",
     "adapter_model.safetensors",
+    "state.safetensors",
+    POSTHOC,
 )
 
 
@@ -105,6 +111,12 @@ class Run:
         """The abstain rule saved with the run, if one was chosen."""
         path = self.folder / RULE
         return AbstainRule.load(path) if path.is_file() else None
+
+    @property
+    def calibrator(self) -> Calibrator | None:
+        """The post-hoc calibration that was fitted with the run, if its method has one."""
+        path = self.folder / POSTHOC
+        return Calibrator.from_dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
 @contextlib.contextmanager

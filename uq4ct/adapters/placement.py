@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import nn
 
-from uq4ct.adapters.sites import AdapterError, FfnSite, Role, find_ffn_sites, layer_index, linears
+from uq4ct.adapters.sites import AdapterError, FfnSite, Role, find_ffn_sites, layer_index, linear_features, linears
 from uq4ct.errors import did_you_mean
 
 Routing = Literal["ffn_block", "per_linear"]
@@ -157,3 +157,35 @@ def linear_targets(model: nn.Module) -> list[str]:
     """
     _, targets = place(dict(model.named_modules()), "ffn_block", None, 1)
     return [targets] if isinstance(targets, str) else targets
+
+
+def lora_parameters(model: nn.Module, targets: Sequence[str] | None = None, per_input: int = 1) -> int:
+    """Count the parameters of a plain LoRA of rank 1 on the target linears: in + out of each, r times that for rank r.
+
+    ``per_input`` is the number of parameters per entry of A, 2 where it has a mean and a standard deviation.
+
+    >>> lora_parameters(nn.ModuleDict({"q_proj": nn.Linear(3, 5), "k_proj": nn.Linear(3, 3)}), ["q_proj"])
+    8
+    """
+    names = targets or linear_targets(model)
+    shapes = (
+        linear_features(module) for path, module in model.named_modules() if any(_matches(path, name) for name in names)
+    )
+    return sum(per_input * shape[0] + shape[1] for shape in shapes if shape)
+
+
+def mixture_parameters(model: nn.Module, routing: Routing, num_experts: int, rank: int) -> int:
+    """Count the parameters of a mixture on its default targets: rank (in + out) per expert and linear, and the routers.
+
+    A plain LoRA counts as one expert without a router; a router has one row of its input's width per expert. Raises
+    AdapterError for an architecture that is not known.
+    """
+    modules = dict(model.named_modules())
+    placements, _ = place(modules, routing, None, num_experts)
+    total = 0
+    for path, placement in placements.items():
+        paths = [path] if placement.site is None else [placement.site.path(role) for role in placement.roles]
+        shapes = [linear_features(modules[each]) or (0, 0) for each in paths]
+        total += placement.num_experts * rank * sum(map(sum, shapes))
+        total += 0 if placement.kind == "lora" else placement.num_experts * shapes[0][0]
+    return total

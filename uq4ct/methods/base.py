@@ -2,97 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from uq4ct.errors import UserError, did_you_mean
-from uq4ct.manifest import write_atomically
+from uq4ct.adapting import Bench, Example, load_adapter, train_adapter
+from uq4ct.errors import UserError
 from uq4ct.types import Prediction
 
 if TYPE_CHECKING:
     from uq4ct.losses.objective import Objective
 
-Example = Mapping[str, Any]  # an encoded question: the data set contract of CalibratedTrainer
 Progress = Callable[[int, int], None]  # (items done, items in all)
-
-
-class TrainConfig(BaseModel):
-    """Training options under the names of ``transformers.TrainingArguments``; any other of its fields may be added.
-
-    The defaults are the paper's (A.4) and, where it is silent, those of the code base it extends.
-
-    >>> TrainConfig(learning_rate="5e-4").learning_rate
-    0.0005
-    """
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    num_train_epochs: float = Field(2.0, gt=0)
-    max_steps: int = -1
-    per_device_train_batch_size: int = Field(16, ge=1)
-    gradient_accumulation_steps: int = Field(1, ge=1)
-    learning_rate: float = Field(2e-4, gt=0)
-    lr_scheduler_type: str = "constant"
-    warmup_steps: float = Field(0, ge=0)
-    weight_decay: float = Field(0.01, ge=0)
-    max_grad_norm: float = Field(1.0, ge=0)
-    logging_steps: int = Field(10, ge=1)
-    save_steps: int = Field(100, ge=1)
-    save_total_limit: int | None = Field(2, ge=1)
-
-    @model_validator(mode="after")
-    def _known_to_transformers(self) -> TrainConfig:
-        if not self.model_extra:
-            return self
-        from transformers import TrainingArguments
-
-        known = {field.name for field in dataclasses.fields(TrainingArguments)}
-        problems = []
-        for name in self.model_extra:
-            if name in _OURS:
-                problems.append(f"'{name}' is set by uq4ct itself; {_OURS[name]}")
-            elif name not in known:
-                hint = did_you_mean(name, [*known, *type(self).model_fields])
-                problems.append(f"'{name}' is not a field of transformers.TrainingArguments.{hint}")
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
-
-
-_OURS = {
-    "output_dir": "use output.folder",
-    "seed": "use output.seed",
-    "data_seed": "use output.seed",
-    "remove_unused_columns": "the collator needs all columns",
-    "eval_strategy": "a run is evaluated with uq4ct evaluate",
-    "resume_from_checkpoint": "use --resume",
-    "label_names": "answers are not passed as labels",
-    "average_tokens_across_devices": "each loss term carries its own exact normaliser",
-    "ddp_find_unused_parameters": "every adapter parameter always receives a gradient",
-    "logging_nan_inf_filter": "a NaN must stop the run",
-    "include_num_input_tokens_seen": "prompts are counted by us",
-}
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What a method is given to fit with: the frozen base, encoded questions, options and a folder."""
-
-    model: Any  # transformers.PreTrainedModel, frozen
-    pad_token_id: int
-    examples: Sequence[Example]
-    calibration: Sequence[Example]
-    train: TrainConfig
-    seed: int
-    folder: Path
-    resume: bool = False
-    config_hash: str = ""
 
 
 class Method(BaseModel):
@@ -106,11 +29,46 @@ class Method(BaseModel):
 
     name: ClassVar[str]
     summary: ClassVar[str]
-    passes: ClassVar[int] = 1  # forward passes per answer
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # what a preset says of this kind of method alone
+
+    posthoc: str | None = None  # a calibrator of uq4ct.posthoc, fitted on the calibration split
+
+    @field_validator("posthoc")
+    @classmethod
+    def _known_calibrator(cls, name: str | None) -> str | None:
+        from uq4ct.posthoc import calibrator
+
+        try:
+            return name if name is None else calibrator(name).name
+        except UserError as error:
+            raise ValueError(str(error)) from error
+
+    @property
+    def label(self) -> str:
+        """The method's name as people write it, its post-hoc calibration included: ``lora+temperature``."""
+        return f"{self.name}+{self.posthoc}" if self.posthoc else self.name
+
+    @property
+    def passes(self) -> int:
+        """Forward passes per answer."""
+        return 1
+
+    @property
+    def snapshots(self) -> tuple[float, ...]:
+        """Fractions of the training, below 1, at which this method needs the adapter too."""
+        return ()
+
+    def options(self) -> dict[str, Any]:
+        """Return the hyper-parameters as plain values, without the post-hoc calibration, which is in the label."""
+        return self.model_dump(mode="json", exclude={"posthoc"})
+
+    def notes(self, model: Any) -> list[str]:
+        """Return what a user should know before this method is fitted to a base model."""
+        return []
 
     def fit(self, bench: Bench) -> Any:
         """Fit on the bench and return the model ready to predict."""
-        return train_adapter(bench, self.adapter_config(bench.model), self.objective())
+        return train_adapter(bench, self.adapter_config(bench.model), self.objective()).model
 
     def check(self, model: Any) -> None:
         """Raise UserError where this method cannot adapt the base model; nothing is changed."""
@@ -144,6 +102,143 @@ class Method(BaseModel):
     def objective(self) -> Objective:
         """Return the training loss of this method."""
         raise TypeError(f"{self.name} is not trained")
+
+    def trainable_parameters(self, folder: Path) -> int:
+        """Count the numbers that the fit in this folder has trained."""
+        return count_parameters(folder)
+
+
+class MatchedTo(BaseModel):
+    """The mixture whose number of trainable parameters a plain LoRA is matched to."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_experts: int = Field(8, ge=1)
+    rank: int = Field(16, ge=1)
+    routing: Literal["ffn_block", "per_linear"] = "ffn_block"
+
+    def __str__(self) -> str:
+        return f"{self.num_experts} experts of rank {self.rank} ({self.routing})"
+
+
+class LoraMethod(Method):
+    """A method on one plain LoRA (Eq. 1), or several. By default it has as many parameters as the paper's mixture."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {"rank": 80}}
+
+    rank: int | None = Field(None, ge=1)  # None: the nearest by parameter count to `matched_to`
+    alpha: float | None = Field(None, gt=0)  # None: twice the rank
+    dropout: float = Field(0.05, ge=0, lt=1)
+    rslora: bool = False
+    target_modules: tuple[str, ...] | None = None  # None: attention and FFN, found per model family
+    answer_loss: Literal["choices", "vocabulary"] = "choices"
+    matched_to: MatchedTo = MatchedTo(num_experts=8, rank=16)
+
+    def adapter_config(self, model: Any) -> Any:
+        """Return PEFT's LoraConfig on the same linears that the mixtures adapt."""
+        from peft import LoraConfig
+
+        from uq4ct.adapters import linear_targets
+
+        rank = self.matched_rank(model)
+        return LoraConfig(
+            task_type="CAUSAL_LM",
+            r=rank,
+            lora_alpha=self.alpha or 2 * rank,  # type: ignore[arg-type]  # any number works
+            lora_dropout=self.dropout,
+            use_rslora=self.rslora,
+            target_modules=list(self.target_modules or linear_targets(model)),
+        )
+
+    def objective(self) -> Objective:
+        """Return L = CE."""
+        from uq4ct.losses.objective import Objective
+
+        return Objective(answer_loss=self.answer_loss)
+
+    def matched_rank(self, model: Any) -> int:
+        """Return the rank: the given one, or that whose parameter count is nearest to the mixture's."""
+        if self.rank is not None:
+            return self.rank
+        per_rank, mixture = self._counts(model)
+        return max(1, round(mixture / per_rank))
+
+    def notes(self, model: Any) -> list[str]:
+        """Say which rank was chosen, and how near its parameter count is to the mixture's."""
+        if self.rank is not None:
+            return []
+        per_rank, mixture = self._counts(model)
+        rank = self.matched_rank(model)
+        return [
+            f"{self.name}: rank {rank} has {rank * per_rank:,} trainable parameters, the nearest to the {mixture:,} of "
+            f"{self.matched_to}; method.rank sets another"
+        ]
+
+    def _counts(self, model: Any) -> tuple[int, int]:
+        from uq4ct.adapters.placement import lora_parameters, mixture_parameters
+
+        mixture = mixture_parameters(model, self.matched_to.routing, self.matched_to.num_experts, self.matched_to.rank)
+        return lora_parameters(model, self.target_modules), mixture
+
+
+class VariationalMethod(LoraMethod):
+    """A method that learns a Gaussian over LoRA weights: means in the adapter, deviations in ``state.safetensors``.
+
+    It predicts with ``samples`` draws, the same ones for every question, or with the means alone for ``samples=0``.
+    """
+
+    samples: int = Field(10, ge=0)
+
+    @property
+    def passes(self) -> int:
+        """One per draw."""
+        return max(self.samples, 1)
+
+    def trainer(self) -> Callable[..., Any]:
+        """Return what builds this method's trainer, from the arguments of ``CalibratedTrainer``."""
+        raise NotImplementedError
+
+    def fit(self, bench: Bench) -> Any:
+        """Train and return the posterior."""
+        options = {name: value for name, value in self.options().items() if name != "samples"}
+        trained = train_adapter(
+            bench,
+            self.adapter_config(bench.model),
+            self.objective(),
+            trainer=self.trainer(),
+            variant={"method": self.name, **options},
+        )
+        return self._posterior(trained.model, bench.folder)
+
+    def load(self, model: Any, folder: Path) -> Any:
+        """Put means and standard deviations back on a fresh base model."""
+        return self._posterior(load_adapter(model, folder), folder)
+
+    def predict(
+        self,
+        model: Any,
+        examples: Sequence[Example],
+        *,
+        ids: Sequence[str],
+        pad_token_id: int,
+        batch_size: int = 32,
+        progress: Progress | None = None,
+    ) -> Prediction:
+        """Score encoded questions with each draw of the weights; the means are in place again afterwards."""
+        if not self.samples:
+            return stack([score_pass(model.model, examples, pad_token_id, batch_size, progress)], ids)
+        parts = []
+        for sample in range(self.samples):
+            with model.sampled(sample):
+                part = part_of(progress, sample, self.samples)
+                parts.append(score_pass(model.model, examples, pad_token_id, batch_size, part))
+        return stack(parts, ids)
+
+    @staticmethod
+    def _posterior(model: Any, folder: Path) -> Any:
+        from uq4ct.variational.posterior import Posterior
+
+        return Posterior.load(model, folder)
 
 
 class MixtureMethod(Method):
@@ -185,92 +280,68 @@ class MixtureMethod(Method):
         return config
 
 
-def train_adapter(bench: Bench, adapter_config: Any, objective: Objective) -> Any:
-    """Train one adapter on a bench with one loss, save it in PEFT's format and return the model in evaluation mode.
+def count_parameters(folder: Path, file: str = "adapter_model.safetensors") -> int:
+    """Count the numbers in the adapter of a folder, 0 where there is none; only the file's header is read."""
+    from math import prod
 
-    The seed covers the adapter's initialisation as well as data order and dropout.
+    from safetensors import safe_open
+
+    if not (folder / file).is_file():
+        return 0
+    with safe_open(folder / file, framework="np") as tensors:
+        return sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118, no iterator
+
+
+def score_members(
+    model: Any,
+    members: Sequence[str],
+    examples: Sequence[Example],
+    *,
+    ids: Sequence[str],
+    pad_token_id: int,
+    batch_size: int,
+    progress: Progress | None = None,
+) -> Prediction:
+    """Score encoded questions once with each named adapter of a PEFT model; one sample per member.
+
+    The active adapter is the same afterwards. FEU and letter mass are averaged over the members.
     """
-    import peft
-    import transformers
-
-    from uq4ct.training import CalibratedTrainer
-
-    transformers.set_seed(bench.seed)
-    model = peft.get_peft_model(bench.model, adapter_config)
-    trainer = CalibratedTrainer(
-        model=model,
-        args=training_arguments(bench),
-        train_dataset=bench.examples,
-        pad_token_id=bench.pad_token_id,
-        objective=objective,
-        config_hash=bench.config_hash,
-    )
-    trainer.train(resume_from_checkpoint=bench.resume)
-    model.eval()
-    if trainer.is_world_process_zero():
-        model.save_pretrained(bench.folder)
-        (bench.folder / "README.md").unlink(missing_ok=True)  # PEFT's card template says nothing about this run
-        log = "".join(json.dumps(entry) + "\n" for entry in trainer.state.log_history)
-        write_atomically(bench.folder / "training_log.jsonl", log)
-    return model
-
-
-def training_arguments(bench: Bench) -> Any:
-    """Translate a bench's options into ``transformers.TrainingArguments``."""
-    import transformers
-
-    options = {
-        "report_to": "none",
-        # the Trainer would move the model to a GPU that it finds, and leave processes on CPUs on their own
-        "use_cpu": bench.model.device.type == "cpu",
-        **bench.train.model_dump(),
-    }
-    return transformers.TrainingArguments(output_dir=str(bench.folder), seed=bench.seed, **options)
-
-
-def check_training_options(train: TrainConfig, use_cpu: bool) -> None:
-    """Raise UserError where transformers refuses the value of a training option."""
-    import transformers
-
+    active = model.active_adapter
+    parts = []
     try:
-        transformers.TrainingArguments(**{"output_dir": "unused", "use_cpu": use_cpu, **train.model_dump()})
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"train: transformers refuses these options: {str(error).splitlines()[0]}") from error
+        for number, member in enumerate(members):
+            model.set_adapter(member)
+            parts.append(score_pass(model, examples, pad_token_id, batch_size, part_of(progress, number, len(members))))
+    finally:
+        model.set_adapter(active)
+    return stack(parts, ids)
 
 
-def load_adapter(model: Any, folder: Path) -> Any:
-    """Put a saved adapter on a base model, in evaluation mode.
+def score_pass(
+    model: Any, examples: Sequence[Example], pad_token_id: int, batch_size: int, progress: Progress | None = None
+) -> tuple:
+    """Score encoded questions in one forward pass each: (logits, mask, feu, letter_mass) of ``score_all``."""
+    from uq4ct.scoring import score_all
 
-    Raises UserError where the weights are not safetensors, or not those of the adapter's configuration.
-    """
-    import peft
-    from safetensors import SafetensorError, safe_open
-
-    import uq4ct.adapters  # noqa: F401  # makes the mixture known to PEFT
-
-    path = folder / "adapter_model.safetensors"
-    if not path.is_file():  # PEFT would look for a pickle
-        raise UserError(f"{path}: missing, and an adapter is read from safetensors only; restore it from a copy")
-    try:
-        with safe_open(path, framework="pt") as file:
-            saved = set(file.keys())
-        adapted = peft.PeftModel.from_pretrained(model, str(folder))
-    except SafetensorError as error:
-        raise UserError(f"{path}: not readable as safetensors ({error}); restore it from a copy") from error
-    except RuntimeError as error:
-        if "size mismatch" not in str(error):
-            raise
-        raise UserError(_not_this_adapter(path, "tensors of another size")) from error
-    expected = set(peft.get_peft_model_state_dict(adapted))
-    if absent := sorted(expected - saved):  # PEFT leaves them at their initial values
-        raise UserError(_not_this_adapter(path, f"lacks {len(absent)} tensors, among them {absent[0]}"))
-    if unknown := sorted(saved - expected):
-        raise UserError(_not_this_adapter(path, f"{len(unknown)} tensors too many, among them {unknown[0]}"))
-    return adapted.eval()
+    return score_all(model, examples, pad_token_id, batch_size, progress)
 
 
-def _not_this_adapter(path: Path, found: str) -> str:
-    return (
-        f"{path}: {found}; it does not belong to {path.with_name('adapter_config.json').name} and this base model, "
-        "restore the run from a copy"
+def stack(parts: Sequence[tuple], ids: Sequence[str]) -> Prediction:
+    """Join what several passes over the same questions gave, one sample per pass, into one prediction."""
+    import numpy as np
+
+    logits, masks, feus, masses = zip(*parts, strict=True)
+    return Prediction(
+        ids=tuple(ids),
+        logits=np.concatenate(logits, axis=1),
+        mask=masks[0],
+        feu=None if feus[0] is None else np.mean(feus, axis=0),
+        letter_mass=None if masses[0] is None else np.mean(masses, axis=0),
     )
+
+
+def part_of(progress: Progress | None, number: int, passes: int) -> Progress | None:
+    """Return the progress of one pass among several as progress of the whole."""
+    if progress is None:
+        return None
+    return lambda done, total: progress((number * total + done) // passes, total)
