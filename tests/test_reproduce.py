@@ -6,14 +6,21 @@ import csv
 import io
 import json
 import re
+from pathlib import Path
 
 import pytest
+import transformers
+from safetensors import safe_open
 
-from uq4ct import campaign, cli, experiments, tasks
+import uq4ct
+from uq4ct import campaign, cli, experiments, fitting, tasks
+from uq4ct.answering import UQModel
+from uq4ct.config import Layer, preset_layers, resolve
 from uq4ct.errors import UserError
 from uq4ct.experiments.layout import Block, Cell, Entry, blocks, latex, markdown, tidy_csv
 from uq4ct.experiments.page import page
 from uq4ct.experiments.record import SMOKE, entries, record
+from uq4ct.experiments.request import prepare
 
 
 @pytest.mark.parametrize(("name", "numbers"), list(zip(experiments.names(), [60, 84, 20, 10, 60, 10], strict=True)))
@@ -225,8 +232,6 @@ def root(tmp_path_factory):
 
 
 def prepared(table, root, output, **options):
-    from uq4ct.experiments.request import prepare
-
     return prepare(table, model="tiny", output=output, root=str(root), **options)
 
 
@@ -339,6 +344,41 @@ def test_the_bayesian_preset_adapts_query_value_and_head_by_the_laplace_protocol
     mixture = next(cell.config.method for cell in request.plan.cells if cell.method == "uq4ct")
     assert (mixture.rank, mixture.target_modules) == (8, None)
     assert any("not the paper's" in line for line in request.deviations)
+
+
+def test_a_model_without_those_linears_is_adapted_elsewhere_and_the_table_says_so(tmp_path):
+    """GPT-2 has one linear for query, key and value; PEFT alone would adapt the head and say nothing."""
+    model = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=2048, n_embd=16, n_layer=1, n_head=2, n_positions=512)
+    )
+    model.save_pretrained(tmp_path / "gpt2")
+    transformers.AutoTokenizer.from_pretrained(Path(uq4ct.__file__).parent / "tiny" / "model").save_pretrained(
+        tmp_path / "gpt2"
+    )
+    with pytest.raises(UserError, match=r"the model has no module q_proj, v_proj; expected names such as .*c_attn"):
+        resolve([*preset_layers("bayesian-lora"), Layer.of({"method": {"name": "lora"}}, "x")]).method.check(model)
+    root = write_root(tmp_path / "data", folders=("openbookqa",))
+    options = {"output": tmp_path / "out", "root": str(root), "preset": "bayesian-lora", "seeds": "1"}
+    request = prepare("table1", model=str(tmp_path / "gpt2"), **options)
+    targets = {cell.method: getattr(cell.config.method, "target_modules", None) for cell in request.plan.cells}
+    assert set(targets.values()) == {None}
+    assert any("has no module q_proj, v_proj: LoRA adapts attention and FFN" in line for line in request.deviations)
+
+
+def test_an_adapted_head_is_saved_without_the_base_models(root, tmp_path):
+    layers = [*preset_layers("bayesian-lora"), Layer.of({"method": {"name": "lora"}}, "x")]
+    own = {
+        "train": {"max_steps": 2},
+        "data": {"source": "openbookqa", "root": str(root)},
+        "output": {"folder": str(tmp_path / "run")},
+    }
+    run = fitting.train(resolve([*layers, Layer.of(own, "x")]), say=lambda line: None)
+    with safe_open(run.folder / "adapter_model.safetensors", "numpy") as file:
+        names = list(file.keys())
+        assert any(file.get_tensor(name).any() for name in names if "lm_head.lora_B" in name)
+    assert all("lora_" in name for name in names)
+    fingerprint = UQModel.load(run).fingerprint()
+    assert fingerprint == run.facts["fingerprint"]
 
 
 def test_smoke_is_short_and_still_tests_on_every_question(root, tmp_path):
@@ -498,14 +538,15 @@ def test_a_dry_run_lists_every_cell_and_writes_nothing(tmp_path, capsys):
     assert not out.exists()
 
 
-def test_a_smoke_run_goes_from_questions_to_a_table_and_a_second_call_runs_nothing(tmp_path, capsys):
+def test_a_smoke_run_goes_from_questions_to_a_table_and_a_second_call_runs_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(experiments, "smoke", lambda: {"train": {"max_steps": 2}, "methods": {}})
     root, out = write_root(tmp_path / "data", folders=("openbookqa",)), tmp_path / "out"
     arguments = ["reproduce", "table3", "--model", "tiny", "--data-root", str(root), "--output", str(out)]
     arguments += ["--budget", "smoke", "--seeds", "1", "--workers", "1"]
     assert cli.invoke(arguments) == 0
     printed = capsys.readouterr().out
     assert printed == (out / "table3.md").read_text(encoding="utf-8") + "\n"
-    assert line_of(printed, "OBQA") == ["OBQA", "openbookqa", "openbookqa validation", "20", "8", "7", "7", "500"]
+    assert line_of(printed, "OBQA") == ["OBQA", "openbookqa", "openbookqa validation", "20", "2", "7", "7", "500"]
     assert sorted(path.name for path in out.glob("table3.*")) == [
         "table3.csv",
         "table3.json",

@@ -249,8 +249,11 @@ def _train(
 
 
 def save_adapter(model: Any, folder: Path) -> None:
-    """Save an adapter in PEFT's format, without PEFT's card template: it says nothing about this run."""
-    model.save_pretrained(folder)
+    """Save an adapter in PEFT's format, without PEFT's card template: it says nothing about this run.
+
+    Where the head is adapted, PEFT would add a copy of the base's head, which never changes.
+    """
+    model.save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
 
 
@@ -342,7 +345,7 @@ def load_adapter(model: Any, folder: Path, name: str = "default") -> Any:
         if "size mismatch" not in str(error):
             raise
         raise UserError(_not_this_adapter(path, "tensors of another size")) from error
-    expected = set(peft.get_peft_model_state_dict(model, adapter_name=name))
+    expected = set(peft.get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
     if absent := sorted(expected - saved):  # PEFT leaves them at their initial values
         raise UserError(_not_this_adapter(path, f"lacks {len(absent)} tensors, among them {absent[0]}"))
     if unknown := sorted(saved - expected):

@@ -105,8 +105,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "data": {"calibration_fraction": 0.0},
         "method": {"answer_loss": "vocabulary"},
     },
-    # Laplace-LoRA and BLoB: rank 8, small steps, 300 tokens. They adapt query, value and head alone, whose names depend
-    # on the model: for Llama add --set 'method.target_modules=[q_proj,v_proj,lm_head]'.
+    # Laplace-LoRA and BLoB: rank 8, small steps, 300 tokens. Their LoRA adapts query, value and head alone.
     "bayesian-lora": {
         "prompt": {"pack": "laplace_lora", "max_length": 300},
         "data": {"calibration_fraction": 0.0},

@@ -38,6 +38,6 @@ class Snapshots(transformers.TrainerCallback):
             if state.global_step == max(1, round(fraction * state.max_steps)):
                 place = snapshot_folder(self.folder, fraction)
                 part = place.with_suffix(f".{os.getpid()}.tmp")
-                getattr(model, "module", model).save_pretrained(part)
+                getattr(model, "module", model).save_pretrained(part, save_embedding_layers=False)
                 shutil.rmtree(place, ignore_errors=True)
                 os.replace(part, place)

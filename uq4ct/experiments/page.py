@@ -28,7 +28,16 @@ def page(experiment: Experiment, entries: Entries, record: Mapping[str, Any]) ->
 
 def _columns(columns: list[dict[str, Any]]) -> Block:
     """Lay out what each column was trained and tested on, and that no question was lost."""
-    header = ("Column", "trained on", "tested on", "questions", "steps", "n scored", "rows in file", "official rows")
+    header = (
+        "Column",
+        "trained on",
+        "tested on",
+        "training questions",
+        "steps",
+        "n scored",
+        "rows in file",
+        "official rows",
+    )
     lines = []
     for column in columns:
         named = f"{column['title']} ({column['group']})" if column["group"] else column["title"]
