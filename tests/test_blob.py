@@ -13,8 +13,11 @@ from safetensors.torch import load_file, save_file
 from training_runs import At, digests, run
 from training_toys import llama, questions
 
+from uq4ct.adapting import Bench, TrainConfig
 from uq4ct.errors import UserError
 from uq4ct.losses.objective import Objective
+from uq4ct.methods.blob import Blob
+from uq4ct.methods.lora import Lora
 from uq4ct.scoring import score_all
 from uq4ct.training import Interrupted
 from uq4ct.variational.backprop import (
@@ -117,12 +120,12 @@ def test_an_untrained_blob_is_the_base_model_in_training_too():
 def test_training_moves_means_and_stds_and_leaves_the_base_alone(tmp_path):
     model = lora(trained=False)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    trainer = run(tmp_path, model, questions(22), PLAIN, trainer=BLOB, num_train_epochs=2)
+    run(tmp_path, model, questions(22), PLAIN, trainer=BLOB, num_train_epochs=2)
     after = model.state_dict()
     assert before.keys() == after.keys(), "the model is a plain LoRA again"
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == {name for name in before if "lora_" in name}
-    stds = trainer.state_tensors
+    stds = load_file(tmp_path / "state.safetensors")
     assert stds.keys() == {name.replace(".default", "") for name in before if "lora_A" in name}
     assert all(not ((std >= 0.3**2 / 2) & (std <= 0.3**2)).all() for std in stds.values())
 
@@ -144,7 +147,7 @@ def test_the_logged_kl_is_that_of_the_weights_over_the_number_of_questions(tmp_p
 
 def test_without_data_the_posterior_becomes_the_prior(tmp_path):
     model = lora(dtype=torch.float64)
-    trainer = run(
+    run(
         tmp_path,
         model,
         questions(8),
@@ -155,7 +158,7 @@ def test_without_data_the_posterior_becomes_the_prior(tmp_path):
         max_grad_norm=0.0,
         logging_steps=150,
     )
-    for name, std in trainer.state_tensors.items():
+    for name, std in load_file(tmp_path / "state.safetensors").items():
         assert torch.allclose(std, torch.full_like(std, 0.2), rtol=0.02)
         mean = model.get_parameter(name.replace("lora_A", "lora_A.default"))
         assert mean.abs().max() < 0.02
@@ -169,12 +172,12 @@ def test_an_interrupted_and_resumed_run_ends_at_the_same_bits(tmp_path):
 
     with pytest.raises(Interrupted):
         train(tmp_path / "cut", lora(dropout=0.2), callbacks=[At(3, lambda _: os.kill(os.getpid(), 15))])
-    resumed = train(tmp_path / "cut", lora(dropout=0.2), resume=True)
-    assert digests(tmp_path / "whole" / last) == digests(tmp_path / "cut" / last)
-    finished = train(tmp_path / "cut", lora(dropout=0.2), resume=True)
-    for other in (resumed, finished):
-        for name, std in whole.state_tensors.items():
-            assert torch.equal(std, other.state_tensors[name])
+    for _ in ("resumed", "finished already"):
+        train(tmp_path / "cut", lora(dropout=0.2), resume=True)
+        assert digests(tmp_path / "whole" / last) == digests(tmp_path / "cut" / last)
+        same = [(tmp_path / folder / "state.safetensors").read_bytes() for folder in ("whole", "cut")]
+        assert same[0] == same[1]
+        (tmp_path / "cut" / "state.safetensors").unlink()
 
 
 # ---- the posterior
@@ -237,3 +240,89 @@ def test_a_missing_damaged_or_foreign_state_is_named(tmp_path, posterior):
     save_file(dict(posterior.std), tmp_path / "state.safetensors")
     again = Posterior.load(posterior.model, tmp_path)
     assert all(torch.equal(again.std[name], std) for name, std in load_file(tmp_path / "state.safetensors").items())
+
+
+# ---- the method
+
+
+def bench(folder, model=None, **options):
+    settings = {"num_train_epochs": 1.0, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "save_steps": 2}
+    return Bench(
+        model=model or llama(),
+        pad_token_id=0,
+        examples=questions(18),
+        calibration=[],
+        train=TrainConfig(**settings),
+        seed=3,
+        folder=folder,
+        **options,
+    )
+
+
+def predict(method, fitted, examples=EXAMPLES, batch_size=4):
+    return method.predict(fitted, examples, ids=[e["id"] for e in examples], pad_token_id=0, batch_size=batch_size)
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("blob")
+    method = Blob(rank=2, epsilon=0.5, samples=4)
+    return method, method.fit(bench(folder)), folder
+
+
+def test_a_saved_and_reloaded_blob_predicts_the_same_bits(fitted):
+    method, model, folder = fitted
+    expected = predict(method, model)
+    again = predict(method, method.load(llama(), folder))
+    assert expected.logits.shape[:2] == (9, 4)
+    assert (expected.logits == again.logits).all()
+    assert expected.epistemic.max() > 0
+    assert method.trainable_parameters(folder) == 2 * (2 * in_width() + out_width())
+
+
+def in_width():
+    return sum(module.in_features for path, module in llama().named_modules() if path.endswith("_proj"))
+
+
+def out_width():
+    return sum(module.out_features for path, module in llama().named_modules() if path.endswith("_proj"))
+
+
+def test_predictions_depend_on_neither_batch_nor_order_and_leave_the_weights(fitted):
+    method, model, _ = fitted
+    before = {name: value.clone() for name, value in model.model.state_dict().items()}
+    expected = predict(method, model)
+    backwards = predict(method, model, EXAMPLES[::-1], batch_size=1)
+    assert abs(backwards.probabilities[::-1] - expected.probabilities).max() < 1e-6
+    assert all(torch.equal(value, before[name]) for name, value in model.model.state_dict().items())
+
+
+def test_without_draws_it_is_the_plain_lora_of_its_means(fitted):
+    method, model, folder = fitted
+    means = method.model_copy(update={"samples": 0})
+    assert (means.passes, method.passes) == (1, 4)
+    plain = peft.PeftModel.from_pretrained(llama(), str(folder)).eval()
+    assert (predict(means, model).logits == predict(Lora(rank=2), plain).logits).all()
+
+
+def test_the_same_seed_gives_the_same_answers_and_other_draws_share_the_training(fitted, tmp_path):
+    method, model, _ = fitted
+    first = method.fit(bench(tmp_path / "first", store=tmp_path / "store"))
+    seconds = []
+    means = method.model_copy(update={"samples": 0})
+    second = means.fit(bench(tmp_path / "second", store=tmp_path / "store", charge=seconds.append))
+    expected = predict(method, model).logits
+    assert (predict(method, first).logits == expected).all()
+    assert (predict(method, second).logits == expected).all()
+    assert len(seconds) == 1, "found in the store, not trained again"
+    Blob(rank=2, epsilon=0.4).fit(bench(tmp_path / "third", store=tmp_path / "store", charge=seconds.append))
+    assert len(seconds) == 1, "another posterior is another training"
+
+
+def test_its_rank_is_matched_by_the_parameters_of_means_and_stds():
+    base, method = llama(), Blob()
+    per_rank, mixture = method._counts(base)
+    assert per_rank == 2 * in_width() + out_width()
+    rank = method.adapter_config(base).r
+    assert all(abs(rank * per_rank - mixture) <= abs(other * per_rank - mixture) for other in (rank - 1, rank + 1))
+    assert rank < Lora().adapter_config(base).r

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.trainer_utils import TrainOutput
 
 from uq4ct.training import CalibratedTrainer
-from uq4ct.variational.posterior import saved_name
+from uq4ct.variational.posterior import save_stds, saved_name
 
 
 class GaussianLinear(nn.Linear):
@@ -83,7 +83,7 @@ class BackpropTrainer(CalibratedTrainer):
 
     With ``kl_weight=1`` this is the negative evidence bound per question, and its minimum the variational posterior.
     ``std_learning_rate`` is G's own. Weight decay is for B alone: the prior is A's. After training the model is a plain
-    LoRA of the means and ``state_tensors`` holds the standard deviations.
+    LoRA of the means, and the standard deviations are in ``state.safetensors`` of the output folder.
     """
 
     def __init__(
@@ -123,7 +123,9 @@ class BackpropTrainer(CalibratedTrainer):
         return self.optimizer
 
     def train(self, *args: Any, **options: Any) -> TrainOutput:
-        """Train, then leave the means in the model and the standard deviations in ``state_tensors``."""
+        """Train, then leave the means in the model and write the standard deviations."""
         output = super().train(*args, **options)
-        self.state_tensors = take_stds(cast(nn.Module, self.model))
+        stds = take_stds(cast(nn.Module, self.model))
+        if self.is_world_process_zero():
+            save_stds(stds, self._folder)
         return output

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.trainer_utils import TrainOutput
 
 from uq4ct.training import CalibratedTrainer
-from uq4ct.variational.posterior import adapter_tensors, generator
+from uq4ct.variational.posterior import adapter_tensors, generator, save_stds
 
 TRAINING = 2
 
@@ -70,7 +70,7 @@ class Ivon(torch.optim.Optimizer):
                     parameter.copy_(mean)
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # there is one gradient, at the draw
         """Update Hessian and means from the gradients, which must be those at this update's draw."""
         for (group, parameter), noise in zip(self._all(), list(self._noise()), strict=True):
             state, gradient = self._state(group, parameter), parameter.grad
@@ -115,8 +115,8 @@ class Ivon(torch.optim.Optimizer):
 class IvonTrainer(CalibratedTrainer):
     """Train a LoRA by IVON: every gradient is taken at a draw of the weights, and the means are what is saved.
 
-    The optimizer clips each entry of a step itself, so the norm of the gradient is left alone. After training
-    ``state_tensors`` holds the standard deviations.
+    The optimizer clips each entry of a step itself, so the norm of the gradient is left alone. After training the
+    standard deviations are in ``state.safetensors`` of the output folder.
     """
 
     def __init__(self, model: Any, args: Any, *rest: Any, ivon: dict[str, float], **options: Any):
@@ -144,8 +144,9 @@ class IvonTrainer(CalibratedTrainer):
         return output
 
     def train(self, *args: Any, **options: Any) -> TrainOutput:
-        """Train, and leave the standard deviations in ``state_tensors``."""
+        """Train, then write the standard deviations."""
         output = super().train(*args, **options)
-        names = adapter_tensors(cast(nn.Module, self.model))
-        self.state_tensors = dict(zip(names, self.ivon.stds(), strict=True))
+        if self.is_world_process_zero():
+            names = adapter_tensors(cast(nn.Module, self.model))
+            save_stds(dict(zip(names, self.ivon.stds(), strict=True)), self._folder)
         return output

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from uq4ct.errors import UserError
+from uq4ct.manifest import write_atomically
 
 STATE = "state.safetensors"
 TEST = 1  # sampling has a stream of its own for each use
@@ -38,7 +39,7 @@ class Posterior:
         """
         path = folder / STATE
         try:
-            std = load_file(path)
+            std = safetensors.torch.load_file(path)
         except (OSError, SafetensorError) as error:
             raise UserError(
                 f"{path}: the standard deviations of the weights cannot be read ({error}); restore the run from a copy"
@@ -70,6 +71,12 @@ class Posterior:
             with torch.no_grad():
                 for name, parameter in random.items():
                     parameter.copy_(means[name])
+
+
+def save_stds(stds: Mapping[str, Tensor], folder: Path) -> None:
+    """Write standard deviations, by the names that their tensors have in ``adapter_model.safetensors``."""
+    plain = {name: std.detach().cpu().contiguous() for name, std in stds.items()}
+    write_atomically(folder / STATE, safetensors.torch.save(plain))
 
 
 def saved_name(name: str) -> str:
