@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from uq4ct.adapters.noise import Watched, uniform, watch_tokens
+from uq4ct.adapters.noise import Watched, keep, watch_tokens
 
 
 @contextmanager
@@ -42,5 +42,5 @@ class _Drop:
         if dropout.training:
             return output
         keys = self.watched.keys_for(tuple(output.shape[:-1]))
-        noise = uniform(keys, output.shape[-1], seed=self.seed, sample=self.sample, site=self.site)
-        return output * (noise >= dropout.p).to(output.dtype) / (1 - dropout.p)
+        kept = keep(keys, output.shape[-1], dropout.p, seed=self.seed, sample=self.sample, site=self.site)
+        return output * (kept.to(output.dtype) / (1 - dropout.p))

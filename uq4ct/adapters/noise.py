@@ -55,16 +55,37 @@ def uniform(
     >>> uniform(keys, 4, sample=1).shape, bool((uniform(keys, 4)[:, :2] == uniform(keys[:, :2], 4)).all())
     (torch.Size([1, 3, 4]), True)
     """
-    stream = 0
-    for number in (seed, sample, site):
-        stream = _mix_number(stream + number + STEP)
-    channel = _mix(torch.arange(channels, device=keys.device) * _signed(STEP) + _signed(stream))
-    # two rounds are enough, as both terms are well mixed; the sum must not stay linear in them
-    x = keys[..., None] + channel
-    x = x.bitwise_xor_(_shifted(x, 32)).mul_(_signed(MIX_1))
-    x = x.bitwise_xor_(_shifted(x, 29)).mul_(_signed(MIX_2))
+    x = _words(keys, channels, seed, sample, site)
     # 23 bits and a half are exact in float32; with 24 the largest would round to 1
     return _shifted(x, 41).float().add_(0.5).mul_(2.0**-23)
+
+
+def keep(
+    keys: Int[Tensor, "*tokens"], channels: int, probability: float, *, seed: int = 0, sample: int = 0, site: int = 0
+) -> Bool[Tensor, "*tokens channel"]:
+    """Return a dropout mask, true where a channel stays; each is dropped with ``probability``, to 1 in 65,536.
+
+    Four channels share the 64 bits of one hash, which is what makes it cheap; the rest is as for ``uniform``.
+
+    >>> mask = keep(token_keys(torch.arange(200)[None]), 64, 0.25)
+    >>> mask.shape, abs(mask.float().mean().item() - 0.75) < 0.02
+    (torch.Size([1, 200, 64]), True)
+    """
+    x = _words(keys, -(-channels // 4), seed, sample, site)
+    x = x.bitwise_xor_(_shifted(x, 32))  # a product's low bits hang on the factors' low bits alone
+    return x.view(torch.int16)[..., :channels] >= round(probability * 2**16) - 2**15
+
+
+def _words(keys: Int[Tensor, "*tokens"], number: int, seed: int, sample: int, site: int) -> Int[Tensor, "*tokens word"]:
+    """Return so many hashes of 64 bits for each token, the high ones the best mixed."""
+    stream = 0
+    for part in (seed, sample, site):
+        stream = _mix_number(stream + part + STEP)
+    word = _mix(torch.arange(number, device=keys.device) * _signed(STEP) + _signed(stream))
+    # two rounds are enough, as both terms are well mixed; the sum must not stay linear in them
+    x = keys[..., None] + word
+    x = x.bitwise_xor_(_shifted(x, 32)).mul_(_signed(MIX_1))
+    return x.bitwise_xor_(_shifted(x, 29)).mul_(_signed(MIX_2))
 
 
 class Watched:
