@@ -1,0 +1,359 @@
+"""What every method is: a frozen value whose fields are its hyper-parameters, with ``fit`` and ``predict``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from uq4ct.adapting import Bench, Example, load_adapter, train_adapter
+from uq4ct.errors import UserError
+from uq4ct.types import Prediction
+
+if TYPE_CHECKING:
+    from uq4ct.losses.objective import Objective
+
+Progress = Callable[[int, int], None]  # (items done, items in all)
+
+
+class Method(BaseModel):
+    """A way to fine-tune a model and to predict with it. A file of this folder with one subclass is one method.
+
+    ``fit`` writes what it learned into ``bench.folder`` and returns the model ready to predict; ``load`` builds the
+    same model again from that folder; ``predict`` turns encoded questions into a ``Prediction``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # what a preset says of this kind of method alone
+
+    posthoc: str | None = None  # a calibrator of uq4ct.posthoc, fitted on the calibration split
+
+    @field_validator("posthoc")
+    @classmethod
+    def _known_calibrator(cls, name: str | None) -> str | None:
+        from uq4ct.posthoc import calibrator
+
+        try:
+            return name if name is None else calibrator(name).name
+        except UserError as error:
+            raise ValueError(str(error)) from error
+
+    @property
+    def label(self) -> str:
+        """The method's name as people write it, its post-hoc calibration included: ``lora+temperature``."""
+        return f"{self.name}+{self.posthoc}" if self.posthoc else self.name
+
+    @property
+    def passes(self) -> int:
+        """Forward passes per answer."""
+        return 1
+
+    @property
+    def snapshots(self) -> tuple[float, ...]:
+        """Fractions of the training, below 1, at which this method needs the adapter too."""
+        return ()
+
+    def options(self) -> dict[str, Any]:
+        """Return the hyper-parameters as plain values, without the post-hoc calibration, which is in the label."""
+        return self.model_dump(mode="json", exclude={"posthoc"})
+
+    def notes(self, model: Any) -> list[str]:
+        """Return what a user should know before this method is fitted to a base model."""
+        return []
+
+    def fit(self, bench: Bench) -> Any:
+        """Fit on the bench and return the model ready to predict."""
+        return train_adapter(bench, self.adapter_config(bench.model), self.objective()).model
+
+    def check(self, model: Any) -> None:
+        """Raise UserError where this method cannot adapt the base model; nothing is changed."""
+        self.adapter_config(model)
+
+    def load(self, model: Any, folder: Path) -> Any:
+        """Put what ``fit`` wrote into the folder back on a fresh base model."""
+        return load_adapter(model, folder)
+
+    def predict(
+        self,
+        model: Any,
+        examples: Sequence[Example],
+        *,
+        ids: Sequence[str],
+        pad_token_id: int,
+        batch_size: int = 32,
+        progress: Progress | None = None,
+    ) -> Prediction:
+        """Score encoded questions in one forward pass each; results do not depend on batch size or order."""
+        from uq4ct.scoring import score_all
+
+        tokens: Any = getattr(self, "feu_tokens", "prompt")  # FEU is read where it was trained, if it was
+        logits, mask, feu, letter_mass = score_all(model, examples, pad_token_id, batch_size, progress, tokens)
+        return Prediction(ids=tuple(ids), logits=logits, mask=mask, feu=feu, letter_mass=letter_mass)
+
+    def adapter_config(self, model: Any) -> Any:
+        """Return the PEFT configuration of this method's adapter for a base model."""
+        raise TypeError(f"{self.name} has no adapter")
+
+    def objective(self) -> Objective:
+        """Return the training loss of this method."""
+        raise TypeError(f"{self.name} is not trained")
+
+    def trainable_parameters(self, folder: Path) -> int:
+        """Count the numbers that the fit in this folder has trained."""
+        return count_parameters(folder)
+
+
+class MatchedTo(BaseModel):
+    """The mixture whose number of trainable parameters a plain LoRA is matched to."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_experts: int = Field(8, ge=1)
+    rank: int = Field(16, ge=1)
+    routing: Literal["ffn_block", "per_linear"] = "ffn_block"
+
+    def __str__(self) -> str:
+        return f"{self.num_experts} experts of rank {self.rank} ({self.routing})"
+
+
+class LoraMethod(Method):
+    """A method on one plain LoRA (Eq. 1), or several. By default it has as many parameters as the paper's mixture."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {"rank": 80},
+        "bayesian-lora": {"target_modules": ("q_proj", "v_proj", "lm_head")},
+    }
+
+    rank: int | None = Field(None, ge=1)  # None: the nearest by parameter count to `matched_to`
+    alpha: float | None = Field(None, gt=0)  # None: twice the rank
+    dropout: float = Field(0.05, ge=0, lt=1)
+    rslora: bool = False
+    target_modules: tuple[str, ...] | None = None  # None: attention and FFN, found per model family
+    answer_loss: Literal["choices", "vocabulary"] = "choices"
+    matched_to: MatchedTo = MatchedTo(num_experts=8, rank=16)
+
+    def adapter_config(self, model: Any) -> Any:
+        """Return PEFT's LoraConfig on the same linears that the mixtures adapt, or on the given ones.
+
+        Raises UserError where one of them is not there: PEFT is content with the others.
+        """
+        from peft import LoraConfig
+
+        from uq4ct.adapters import linear_targets
+
+        leaves = {path.rpartition(".")[2] for path, _ in model.named_modules()}
+        if absent := [name for name in self.target_modules or () if name.rpartition(".")[2] not in leaves]:
+            usual = ", ".join(linear_targets(model))
+            raise UserError(
+                f"method.target_modules: the model has no module {', '.join(absent)}; expected names such as {usual}"
+            )
+        rank = self.matched_rank(model)
+        return LoraConfig(
+            task_type="CAUSAL_LM",
+            r=rank,
+            lora_alpha=self.alpha or 2 * rank,  # type: ignore[arg-type]  # any number works
+            lora_dropout=self.dropout,
+            use_rslora=self.rslora,
+            target_modules=list(self.target_modules or linear_targets(model)),
+        )
+
+    def objective(self) -> Objective:
+        """Return L = CE."""
+        from uq4ct.losses.objective import Objective
+
+        return Objective(answer_loss=self.answer_loss)
+
+    def matched_rank(self, model: Any) -> int:
+        """Return the rank: the given one, or that whose parameter count is nearest to the mixture's."""
+        if self.rank is not None:
+            return self.rank
+        per_rank, mixture = self._counts(model)
+        return max(1, round(mixture / per_rank))
+
+    def notes(self, model: Any) -> list[str]:
+        """Say which rank was chosen, and how near its parameter count is to the mixture's."""
+        if self.rank is not None:
+            return []
+        per_rank, mixture = self._counts(model)
+        rank = self.matched_rank(model)
+        return [
+            f"{self.name}: rank {rank} has {rank * per_rank:,} trainable parameters, the nearest to the {mixture:,} of "
+            f"{self.matched_to}; method.rank sets another"
+        ]
+
+    def _counts(self, model: Any) -> tuple[int, int]:
+        from uq4ct.adapters.placement import lora_parameters, mixture_parameters
+
+        mixture = mixture_parameters(model, self.matched_to.routing, self.matched_to.num_experts, self.matched_to.rank)
+        return lora_parameters(model, self.target_modules), mixture
+
+
+class VariationalMethod(LoraMethod):
+    """A method that learns a Gaussian over LoRA weights: means in the adapter, deviations in ``state.safetensors``.
+
+    It predicts with ``samples`` draws, the same ones for every question, or with the means alone for ``samples=0``.
+    """
+
+    samples: int = Field(10, ge=0)
+
+    @property
+    def passes(self) -> int:
+        """One per draw."""
+        return max(self.samples, 1)
+
+    def trainer(self) -> Callable[..., Any]:
+        """Return what builds this method's trainer, from the arguments of ``CalibratedTrainer``."""
+        raise NotImplementedError
+
+    def fit(self, bench: Bench) -> Any:
+        """Train and return the posterior."""
+        options = {name: value for name, value in self.options().items() if name != "samples"}
+        trained = train_adapter(
+            bench,
+            self.adapter_config(bench.model),
+            self.objective(),
+            trainer=self.trainer(),
+            variant={"method": self.name, **options},
+        )
+        return self._posterior(trained.model, bench.folder)
+
+    def load(self, model: Any, folder: Path) -> Any:
+        """Put means and standard deviations back on a fresh base model."""
+        return self._posterior(load_adapter(model, folder), folder)
+
+    def predict(
+        self,
+        model: Any,
+        examples: Sequence[Example],
+        *,
+        ids: Sequence[str],
+        pad_token_id: int,
+        batch_size: int = 32,
+        progress: Progress | None = None,
+    ) -> Prediction:
+        """Score encoded questions with each draw of the weights; the means are in place again afterwards."""
+        if not self.samples:
+            return stack([score_pass(model.model, examples, pad_token_id, batch_size, progress)], ids)
+        parts = []
+        for sample in range(self.samples):
+            with model.sampled(sample):
+                part = part_of(progress, sample, self.samples)
+                parts.append(score_pass(model.model, examples, pad_token_id, batch_size, part))
+        return stack(parts, ids)
+
+    @staticmethod
+    def _posterior(model: Any, folder: Path) -> Any:
+        from uq4ct.variational.posterior import Posterior
+
+        return Posterior.load(model, folder)
+
+
+class MixtureMethod(Method):
+    """A method on a mixture of LoRA experts (Eqs. 2, 3, 8). Defaults are A.4 of the paper."""
+
+    num_experts: int | tuple[int, ...] = 8  # one number, or one per layer
+    top_k: int = Field(2, ge=1)
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32.0, gt=0)
+    dropout: float = Field(0.05, ge=0, lt=1)
+    routing: Literal["ffn_block", "per_linear"] = "ffn_block"
+    mixing: Literal["rescaled", "raw"] = "rescaled"
+    rslora: bool = False
+    target_modules: tuple[str, ...] | None = None  # None: attention and FFN, found per model family
+    answer_loss: Literal["choices", "vocabulary"] = "choices"
+    balance_weight: float = Field(0.01, ge=0)  # alpha of Eq. 11: the 1e-2 of Eq. 13, applied once
+    balance_counts: Literal["first", "top_k"] = "first"
+    balance_scope: Literal["layer", "pooled"] = "layer"
+    balance_probabilities: Literal["full", "kept"] = "full"
+
+    def adapter_config(self, model: Any) -> Any:
+        """Return the MixLoraConfig for a base model; raise UserError where it has no place for the mixture."""
+        from uq4ct.adapters import MixLoraConfig
+        from uq4ct.adapters.placement import place
+
+        config = MixLoraConfig(
+            task_type="CAUSAL_LM",
+            num_experts=list(self.num_experts) if isinstance(self.num_experts, tuple) else self.num_experts,
+            top_k=self.top_k,
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            routing=self.routing,
+            mixing=self.mixing,
+            use_rslora=self.rslora,
+            target_modules=list(self.target_modules) if self.target_modules else None,
+        )
+        place(dict(model.named_modules()), self.routing, config.target_modules, config.num_experts)
+        return config
+
+
+def count_parameters(folder: Path, file: str = "adapter_model.safetensors") -> int:
+    """Count the numbers in the adapter of a folder, 0 where there is none; only the file's header is read."""
+    from math import prod
+
+    from safetensors import safe_open
+
+    if not (folder / file).is_file():
+        return 0
+    with safe_open(folder / file, framework="np") as tensors:
+        return sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118, no iterator
+
+
+def score_members(
+    model: Any,
+    members: Sequence[str],
+    examples: Sequence[Example],
+    *,
+    ids: Sequence[str],
+    pad_token_id: int,
+    batch_size: int,
+    progress: Progress | None = None,
+) -> Prediction:
+    """Score encoded questions once with each named adapter of a PEFT model; one sample per member.
+
+    The active adapter is the same afterwards. FEU and letter mass are averaged over the members.
+    """
+    active = model.active_adapter
+    parts = []
+    try:
+        for number, member in enumerate(members):
+            model.set_adapter(member)
+            parts.append(score_pass(model, examples, pad_token_id, batch_size, part_of(progress, number, len(members))))
+    finally:
+        model.set_adapter(active)
+    return stack(parts, ids)
+
+
+def score_pass(
+    model: Any, examples: Sequence[Example], pad_token_id: int, batch_size: int, progress: Progress | None = None
+) -> tuple:
+    """Score encoded questions in one forward pass each: (logits, mask, feu, letter_mass) of ``score_all``."""
+    from uq4ct.scoring import score_all
+
+    return score_all(model, examples, pad_token_id, batch_size, progress)
+
+
+def stack(parts: Sequence[tuple], ids: Sequence[str]) -> Prediction:
+    """Join what several passes over the same questions gave, one sample per pass, into one prediction."""
+    import numpy as np
+
+    logits, masks, feus, masses = zip(*parts, strict=True)
+    return Prediction(
+        ids=tuple(ids),
+        logits=np.concatenate(logits, axis=1),
+        mask=masks[0],
+        feu=None if feus[0] is None else np.mean(feus, axis=0),
+        letter_mass=None if masses[0] is None else np.mean(masses, axis=0),
+    )
+
+
+def part_of(progress: Progress | None, number: int, passes: int) -> Progress | None:
+    """Return the progress of one pass among several as progress of the whole."""
+    if progress is None:
+        return None
+    return lambda done, total: progress((number * total + done) // passes, total)
