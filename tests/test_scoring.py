@@ -165,11 +165,11 @@ def test_a_batch_too_big_for_the_device_is_halved_and_tried_again(monkeypatch):
 
     tried, real = [], scoring._score_rows
 
-    def out_of_memory_above_two(model, examples, *rest):
-        tried.append(len(examples))
-        if len(examples) > 2:
+    def out_of_memory_above_two(model, batch, *rest):
+        tried.append(len(batch["input_ids"]))
+        if tried[-1] > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(model, examples, *rest)
+        return real(model, batch, *rest)
 
     expected = score_all(gpt2(), questions(5), 0, batch_size=1)[0]
     monkeypatch.setattr(scoring, "_score_rows", out_of_memory_above_two)

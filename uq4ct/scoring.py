@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from uq4ct.losses.objective import Objective
 
 Example = Mapping[str, Any]
 Batch = dict[str, Tensor]
+Row = TypeVar("Row")
 
 
 class Scores(NamedTuple):
@@ -134,34 +135,56 @@ def score_all(
     """Score every example in evaluation mode and return (logits, mask, feu, letter_mass) in input order.
 
     ``logits`` are (item, 1, choice) float64, ``-inf`` where ``mask`` (item, choice) is false. ``feu`` (item,) is Eq. 9,
-    a CONFIDENCE, None without a router; ``letter_mass`` (item,) is None for option texts. Longest examples go first,
-    so that a batch too big for the GPU shows at once: it is halved and tried again. ``progress`` is called with
-    (done, total). Raises UserError naming every example longer than the model's context.
+    a CONFIDENCE, None without a router; ``letter_mass`` (item,) is None for option texts. ``progress`` is called with
+    (done, total). Raises UserError as ``in_batches`` does.
+    """
+
+    def work(batch: Batch) -> list[tuple]:
+        with torch.inference_mode():
+            return _score_rows(model, batch, feu_tokens)
+
+    return _as_arrays(in_batches(model, examples, pad_token_id, batch_size, work, progress))
+
+
+def in_batches(
+    model: nn.Module,
+    examples: Sequence[Example],
+    pad_token_id: int,
+    batch_size: int,
+    work: Callable[[Batch], Sequence[Row]],
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Row]:
+    """Return what ``work`` makes of each example, in input order, with the model in evaluation mode.
+
+    ``work`` gets a collated batch on the model's device and returns one result per example. Longest examples go first,
+    so that a batch too big for the GPU shows at once: it is halved and tried again. Raises UserError naming every
+    example longer than the model's context.
     """
     check_lengths(model, examples)
     by_length = sorted(range(len(examples)), key=lambda row: -_length(examples[row]))
-    scored: dict[int, tuple] = {}
+    device = next(model.parameters()).device
+    done: dict[int, Row] = {}
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.inference_mode():
-            while len(scored) < len(examples):
-                rows = by_length[len(scored) : len(scored) + batch_size]
-                try:
-                    found = _score_rows(model, [examples[row] for row in rows], pad_token_id, feu_tokens)
-                except torch.OutOfMemoryError:
-                    if batch_size == 1:
-                        raise
-                    batch_size = max(1, batch_size // 2)
-                    torch.cuda.empty_cache()
-                    continue
-                scored.update(zip(rows, found, strict=True))
-                if progress is not None:
-                    progress(len(scored), len(examples))
+        while len(done) < len(examples):
+            rows = by_length[len(done) : len(done) + batch_size]
+            try:
+                batch = collate([examples[row] for row in rows], pad_token_id)
+                found = work({name: tensor.to(device) for name, tensor in batch.items()})
+            except torch.OutOfMemoryError:
+                if batch_size == 1:
+                    raise
+                batch_size = max(1, batch_size // 2)
+                torch.cuda.empty_cache()
+                continue
+            done.update(zip(rows, found, strict=True))
+            if progress is not None:
+                progress(len(done), len(examples))
     finally:
         for module, training in modes.items():
             module.training = training
-    return _as_arrays([scored[row] for row in range(len(examples))])
+    return [done[row] for row in range(len(examples))]
 
 
 def check_lengths(model: nn.Module, examples: Sequence[Example]) -> None:
@@ -275,12 +298,10 @@ def _score_options(model: nn.Module, batch: Mapping[str, Tensor]) -> Scores:
     return Scores(choice_logits, torch.zeros_like(choice_logits[:, 0]), first, prompt)
 
 
-def _score_rows(model: nn.Module, examples: Sequence[Example], pad_token_id: int, feu_tokens: FeuTokens) -> list[tuple]:
+def _score_rows(model: nn.Module, batch: Batch, feu_tokens: FeuTokens) -> list[tuple]:
     """Return (logits of the item's own choices, FEU or None, letter mass or None) of each example."""
-    device = next(model.parameters()).device
-    batch = {name: tensor.to(device) for name, tensor in collate(examples, pad_token_id).items()}
     scores = score(model, batch)
-    logits, unknown = scores.choice_logits.double(), [None] * len(examples)
+    logits, unknown = scores.choice_logits.double(), [None] * len(scores.choice_logits)
     feu = mass = unknown
     if scores.routing:
         feu = functional_uncertainty(scores.routing, scores.routing_mask, tokens=feu_tokens).tolist()
