@@ -18,6 +18,8 @@ from uq4ct.adapters.layers import FfnMixture, LoraLinear, MixtureLinear
 from uq4ct.adapters.mixture import route, sample_experts
 from uq4ct.adapters.noise import token_keys, uniform
 from uq4ct.adapters.router import Routed, record_routing, sample_routing
+from uq4ct.methods.mixlora import MixLora
+from uq4ct.methods.uq4ct import Uq4ct
 from uq4ct.scoring import collate, score, score_all
 
 ROUTINGS = ["ffn_block", "per_linear"]
@@ -199,3 +201,31 @@ def test_a_model_that_flattens_its_tokens_draws_by_token_too():
     together, alone = (sampled(model, examples, size, seed=1)[0] for size in (5, 1))
     np.testing.assert_allclose(together, alone, rtol=1e-9)
     assert not np.allclose(together, score_all(model, examples, 0, 5)[0], atol=1e-6)
+
+
+def test_one_sample_is_the_most_likely_routing_and_several_are_stacked(model):
+    examples = questions(5)
+    options = {"ids": [e["id"] for e in examples], "pad_token_id": 0}
+    logits, _, feu, _ = score_all(model, examples, 0, 5)
+    single = MixLora().predict(model, examples, **options)
+    assert np.array_equal(single.logits, logits)
+    assert np.array_equal(single.feu, feu)
+    method, calls = MixLora(router_samples=3), []
+    assert (MixLora().passes, method.passes) == (1, 3)
+    several = method.predict(model, examples, **options, progress=lambda done, total: calls.append((done, total)))
+    parts = [sampled(model, examples, 5, sample=sample) for sample in range(3)]
+    assert np.array_equal(several.logits, np.concatenate([part[0] for part in parts], axis=1))
+    np.testing.assert_allclose(several.feu, np.mean([part[2] for part in parts], axis=0), rtol=1e-12)
+    assert (several.epistemic > 0).all()
+    assert calls[-1] == (5, 5)
+
+
+def test_feu_is_read_over_the_tokens_that_it_was_trained_on(model):
+    examples = questions(4)
+    options = {"ids": [e["id"] for e in examples], "pad_token_id": 0}
+    with sample_routing(model, sample=0):
+        first = score_all(model, examples, 0, 4, feu_tokens="last")[2]
+    with sample_routing(model, sample=1):
+        second = score_all(model, examples, 0, 4, feu_tokens="last")[2]
+    found = Uq4ct(router_samples=2, feu_tokens="last").predict(model, examples, **options).feu
+    np.testing.assert_allclose(found, (first + second) / 2, rtol=1e-12)

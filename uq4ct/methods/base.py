@@ -89,11 +89,11 @@ class Method(BaseModel):
         progress: Progress | None = None,
     ) -> Prediction:
         """Score encoded questions in one forward pass each; results do not depend on batch size or order."""
-        from uq4ct.scoring import score_all
+        return stack([score_pass(model, examples, pad_token_id, batch_size, progress, self._read_feu_over)], ids)
 
-        tokens: Any = getattr(self, "feu_tokens", "prompt")  # FEU is read where it was trained, if it was
-        logits, mask, feu, letter_mass = score_all(model, examples, pad_token_id, batch_size, progress, tokens)
-        return Prediction(ids=tuple(ids), logits=logits, mask=mask, feu=feu, letter_mass=letter_mass)
+    @property
+    def _read_feu_over(self) -> Any:
+        return getattr(self, "feu_tokens", "prompt")  # FEU is read where it was trained, if it was
 
     def adapter_config(self, model: Any) -> Any:
         """Return the PEFT configuration of this method's adapter for a base model."""
@@ -270,6 +270,39 @@ class MixtureMethod(Method):
     balance_counts: Literal["first", "top_k"] = "first"
     balance_scope: Literal["layer", "pooled"] = "layer"
     balance_probabilities: Literal["full", "kept"] = "full"
+    router_samples: int = Field(1, ge=1)  # passes, each with experts drawn by the router; 1: the most likely ones
+
+    @property
+    def passes(self) -> int:
+        """One per sample of the routing."""
+        return self.router_samples
+
+    def predict(
+        self,
+        model: Any,
+        examples: Sequence[Example],
+        *,
+        ids: Sequence[str],
+        pad_token_id: int,
+        batch_size: int = 32,
+        progress: Progress | None = None,
+    ) -> Prediction:
+        """Score encoded questions by the most likely experts, or ``router_samples`` times by drawn ones.
+
+        FEU is the mean over passes of how sure the routers were (Eq. 9), as ``sample_routing`` records it.
+        """
+        if self.router_samples == 1:
+            return super().predict(
+                model, examples, ids=ids, pad_token_id=pad_token_id, batch_size=batch_size, progress=progress
+            )
+        from uq4ct.adapters.router import sample_routing
+
+        parts = []
+        for sample in range(self.router_samples):
+            own = part_of(progress, sample, self.router_samples)
+            with sample_routing(model, sample=sample):
+                parts.append(score_pass(model, examples, pad_token_id, batch_size, own, self._read_feu_over))
+        return stack(parts, ids)
 
     def adapter_config(self, model: Any) -> Any:
         """Return the MixLoraConfig for a base model; raise UserError where it has no place for the mixture."""
@@ -330,12 +363,17 @@ def score_members(
 
 
 def score_pass(
-    model: Any, examples: Sequence[Example], pad_token_id: int, batch_size: int, progress: Progress | None = None
+    model: Any,
+    examples: Sequence[Example],
+    pad_token_id: int,
+    batch_size: int,
+    progress: Progress | None = None,
+    feu_tokens: Any = "prompt",
 ) -> tuple:
     """Score encoded questions in one forward pass each: (logits, mask, feu, letter_mass) of ``score_all``."""
     from uq4ct.scoring import score_all
 
-    return score_all(model, examples, pad_token_id, batch_size, progress)
+    return score_all(model, examples, pad_token_id, batch_size, progress, feu_tokens)
 
 
 def stack(parts: Sequence[tuple], ids: Sequence[str]) -> Prediction:
