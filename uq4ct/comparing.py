@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from uq4ct import campaign, tasks
 from uq4ct.campaign import Outcome, Plan
-from uq4ct.campaign.cells import RECEIPT, science_digest
+from uq4ct.campaign.cells import RECEIPT
 from uq4ct.campaign.estimate import disk_bytes
 from uq4ct.campaign.planning import Problems
 from uq4ct.campaign.progress import duration, title
@@ -21,7 +21,7 @@ from uq4ct.manifest import write_atomically
 from uq4ct.metrics.answers import Settings
 from uq4ct.report import comparison
 from uq4ct.report.comparison import Scored
-from uq4ct.runs import Say, environment, to_stderr
+from uq4ct.runs import Say, code_digest, environment, to_stderr
 
 Json = dict[str, Any]
 
@@ -187,7 +187,7 @@ def write_results(made: Plan, outcomes: Sequence[Outcome], held: Protocol, outpu
     found: Json = {
         "protocol": {"name": held.name, "preset": held.preset, "summary": held.summary},
         "notes": _notes(held, settings, made),
-        "code_sha256": science_digest(),
+        "code_sha256": code_digest(),
         "machine": environment("cpu" if outcomes[0].cell.config.model.device == "cpu" else _device()),
         "settings": {"bins": settings.bins, "resamples": settings.resamples, "level": settings.level},
         "cells": cells,

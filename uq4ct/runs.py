@@ -18,7 +18,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -162,10 +162,23 @@ def environment(device: str) -> dict[str, Any]:
     }
 
 
+# Verbs, reports and campaigns: modules that no number of a run depends on.
+_AROUND = (
+    *("cli", "__main__", "demo", "comparing", "catalogue", "template", "preflight"),
+    *("report", "campaign", "experiments", "serve"),
+)
+
+
+@cache
 def code_digest() -> str:
-    """SHA-256 over the source of this package, so that two results can be known to come from the same code."""
+    """SHA-256 over every source file of this package that a number of a run can depend on.
+
+    Two results with the same one come from the same code.
+    """
     digest = hashlib.sha256()
     package = Path(__file__).parent
     for path in sorted(package.rglob("*.py")):
-        digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+        place = path.relative_to(package)
+        if place.parts[0].removesuffix(".py") not in _AROUND:
+            digest.update(place.as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()

@@ -16,21 +16,16 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from uq4ct.config import Config, Layer, resolve
 from uq4ct.errors import UserError
 from uq4ct.manifest import CorruptFolder, is_complete, read_manifest, write_json
-from uq4ct.runs import Run, Say
+from uq4ct.runs import Run, Say, code_digest
 
 RECEIPT, FAILED = "cell.json", "failed.json"
 Status = Literal["complete", "failed", "diverged", "interrupted", "planned"]
-
-# Modules that change no number of a cell: verbs, reports, and the campaign itself.
-_AROUND = ("cli", "__main__", "demo", "comparing", "catalogue", "template", "preflight")
-_AROUND_FOLDERS = ("report", "campaign", "experiments", "serve")
 
 
 @dataclass(frozen=True)
@@ -86,7 +81,7 @@ def placed(cell: Cell, output: Path, base: str, digests: Sequence[str]) -> Cell:
     """
     facts = cell.config.dump()
     del facts["output"], facts["model"]["device"]
-    content = {"code": science_digest(), "base": base, "config": facts, "seed": cell.seed, "data": list(digests)}
+    content = {"code": code_digest(), "base": base, "config": facts, "seed": cell.seed, "data": list(digests)}
     content["splits"] = [split for _, split in cell.evaluate]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     folder = output / "cells" / f"{slug(cell.method)}-{slug(cell.task)}-seed{cell.seed}-{digest[:12]}"
@@ -101,17 +96,6 @@ def slug(text: str) -> str:
     'uq4ct-top_k-3-rank-8-temperature'
     """
     return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-.")[:60] or "x"
-
-
-@cache
-def science_digest() -> str:
-    """SHA-256 over every source file of this package that a number can depend on."""
-    digest, package = hashlib.sha256(), Path(__file__).parents[1]
-    for path in sorted(package.rglob("*.py")):
-        place = path.relative_to(package)
-        if place.parts[0] not in _AROUND_FOLDERS and place.as_posix() not in {f"{name}.py" for name in _AROUND}:
-            digest.update(place.as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
 
 
 def state(cell: Cell) -> Outcome:
