@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from training_runs import At, digests, run
+from training_runs import At, digests, flat, run
 from training_toys import llama, questions
 
 from uq4ct.adapting import Bench, TrainConfig
@@ -162,6 +162,16 @@ def test_without_data_the_posterior_becomes_the_prior(tmp_path):
         assert torch.allclose(std, torch.full_like(std, 0.2), rtol=0.02)
         mean = model.get_parameter(name.replace("lora_A", "lora_A.default"))
         assert mean.abs().max() < 0.02
+
+
+def test_gradient_checkpointing_recomputes_with_the_same_draw(tmp_path):
+    ends = []
+    for checkpointing in (False, True):
+        model = lora(dtype=torch.float64)
+        run(tmp_path / str(checkpointing), model, questions(8), PLAIN, trainer=BLOB, max_steps=3, optim="sgd",
+            gradient_checkpointing=checkpointing)  # fmt: skip
+        ends.append(flat(model))
+    torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-12)
 
 
 def test_an_interrupted_and_resumed_run_ends_at_the_same_bits(tmp_path):

@@ -149,6 +149,15 @@ def test_training_learns_and_leaves_the_base_alone(tmp_path):
     assert all(std.isfinite().all() and not torch.allclose(std, torch.tensor(initial)) for std in stds.values())
 
 
+def test_by_default_no_entry_moves_further_in_a_step_than_the_learning_rate(tmp_path):
+    model = lora(dtype=torch.float64)
+    before = flat(model)
+    settings = {"ess": 1e4, "hess_init": 1e-3, "clip_radius": 1e-3}
+    run(tmp_path, model, objective=PLAIN, trainer=partial(IvonTrainer, ivon=settings), max_steps=1, learning_rate=0.02,
+        lr_scheduler_type="constant")  # fmt: skip
+    assert (flat(model) - before).abs().max() == pytest.approx(0.02)
+
+
 def test_an_interrupted_and_resumed_run_ends_at_the_same_bits(tmp_path):
     options = {"save_strategy": "steps", "save_steps": 2, "num_train_epochs": 2}
     train = partial(run, examples=questions(14), objective=PLAIN, trainer=IVON, **options)

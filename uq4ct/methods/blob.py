@@ -15,8 +15,9 @@ from uq4ct.methods.base import VariationalMethod, count_parameters
 class Blob(VariationalMethod):
     """Train mean and standard deviation of every entry of A, and B, by the evidence bound; predict with 10 draws.
 
-    ``prior_std``, ``epsilon`` and the two learning rates' ratio are the paper's. A has two numbers per entry, so the
-    rank that matches the mixture's parameters is smaller than a LoRA's. The noise takes dropout's place.
+    ``prior_std``, ``epsilon`` and ``std_learning_rate`` are the paper's. ``kl_weight=1`` is the evidence bound; with as
+    few questions per weight as usual its optimum is the prior, so that the default counts the prior for a hundredth.
+    A has two numbers per entry: the rank that matches the mixture is smaller than a LoRA's. Noise replaces dropout.
     """
 
     name: ClassVar[str] = "blob"
@@ -25,7 +26,7 @@ class Blob(VariationalMethod):
     dropout: float = Field(0.0, ge=0, lt=1)
     prior_std: float = Field(0.2, gt=0)  # sigma_p
     epsilon: float = Field(0.05, gt=0)  # the square root of a standard deviation starts in [epsilon / sqrt 2, epsilon]
-    kl_weight: float = Field(1.0, ge=0)  # 1: the evidence bound
+    kl_weight: float = Field(0.01, ge=0)
     std_learning_rate: float = Field(0.01, gt=0)  # that of the standard deviations' square roots
 
     def trainer(self) -> Callable[..., Any]:

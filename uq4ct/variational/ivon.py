@@ -115,8 +115,9 @@ class Ivon(torch.optim.Optimizer):
 class IvonTrainer(CalibratedTrainer):
     """Train a LoRA by IVON: every gradient is taken at a draw of the weights, and the means are what is saved.
 
-    The optimizer clips each entry of a step itself, so the norm of the gradient is left alone. After training the
-    standard deviations are in ``state.safetensors`` of the output folder.
+    ``ivon`` are the optimizer's settings; without an ``lr`` it is that at which no entry moves further in one step than
+    ``args.learning_rate``. The optimizer clips each entry of a step itself, so the norm of the gradient is left alone.
+    After training the standard deviations are in ``state.safetensors`` of the output folder.
     """
 
     def __init__(self, model: Any, args: Any, *rest: Any, ivon: dict[str, float], **options: Any):
@@ -128,7 +129,8 @@ class IvonTrainer(CalibratedTrainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Return IVON over every trainable parameter."""
         model = self.model if model is None else model
-        self.ivon = Ivon(adapter_tensors(model).values(), seed=self.args.seed, **self.ivon_settings)
+        settings = {"lr": self.args.learning_rate / self.ivon_settings["clip_radius"], **self.ivon_settings}
+        self.ivon = Ivon(adapter_tensors(model).values(), seed=self.args.seed, **settings)
         self.optimizer = self.ivon
         return self.optimizer
 
