@@ -338,3 +338,12 @@ def test_the_demo_prints_its_tables_and_writes_its_report_and_continues(tmp_path
     demo.run(tmp_path / "demo", say=lambda line: None)
     assert capsys.readouterr().out == first
     assert (tmp_path / "demo" / "uq4ct" / "adapter_model.safetensors").stat().st_mtime_ns == before
+
+
+def test_the_digest_of_the_code_covers_a_methods_own_files_and_not_those_of_others():
+    from uq4ct import runs
+
+    digests = [runs.code_digest(label) for label in ("lora", "mixlora", "lora+temperature", None)]
+    assert len(set(digests)) == 4
+    own = {file.name for file in runs._imported(runs.Path(runs.__file__).parent / "methods" / "lora.py")}
+    assert own == {"base.py", "__init__.py"}

@@ -199,7 +199,7 @@ def _raw_identity(run: Run, model: UQModel, questions: data.QuestionSet) -> str:
         "questions": [
             [question.id, question.question, question.context, *question.choices] for question in questions.questions
         ],
-        "code": code_digest(),
+        "code": code_digest(config.method.name),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 

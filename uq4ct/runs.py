@@ -9,6 +9,7 @@ abstain.json                                                           the absta
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import fcntl
 import hashlib
@@ -162,23 +163,61 @@ def environment(device: str) -> dict[str, Any]:
     }
 
 
-# Verbs, reports and campaigns: modules that no number of a run depends on.
-_AROUND = (
-    *("cli", "__main__", "demo", "comparing", "catalogue", "template", "preflight"),
-    *("report", "campaign", "experiments", "serve"),
-)
+# A run is made by these, and by its method's and its calibrator's files; verbs, reports and other methods change nothing.
+_ROOTS = ("uq4ct.fitting", "uq4ct.evaluating")
+
+
+def code_digest(label: str | None = None) -> str:
+    """SHA-256 over every source file of this package that a number of a method's run can depend on.
+
+    These are the files that fitting, evaluating, the method and its calibrator import, directly or not, and those of the
+    tasks. Without a method it covers them all. Two results with the same digest come from the same code.
+    """
+    from uq4ct import methods, posthoc
+
+    kinds, suffixes = methods.names(), posthoc.names()
+    if label is not None:
+        kind, suffix = methods.parse(label)
+        kinds, suffixes = [kind.name], [suffix] if suffix else []
+    own = (*(f"uq4ct.methods.{name}" for name in kinds), *(f"uq4ct.posthoc.{name}" for name in suffixes))
+    return _digest_of((*_ROOTS, *own))
 
 
 @cache
-def code_digest() -> str:
-    """SHA-256 over every source file of this package that a number of a run can depend on.
-
-    Two results with the same one come from the same code.
-    """
-    digest = hashlib.sha256()
+def _digest_of(roots: tuple[str, ...]) -> str:
     package = Path(__file__).parent
-    for path in sorted(package.rglob("*.py")):
-        place = path.relative_to(package)
-        if place.parts[0].removesuffix(".py") not in _AROUND:
-            digest.update(place.as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    files = set((package / "tasks").glob("*.py"))
+    ahead = [file for name in roots for file in _files_of(name)]
+    while ahead:
+        file = ahead.pop()
+        if file not in files:
+            files.add(file)
+            ahead += _imported(file)
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()
+
+
+@cache
+def _imported(file: Path) -> tuple[Path, ...]:
+    """Return the files of this package that a file imports, at its top or inside a function."""
+    names = []
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return tuple(found for name in names for found in _files_of(name))
+
+
+def _files_of(name: str) -> list[Path]:
+    """Return a module's file, if it is one of ours, and those of the packages that it lies in, but for the root's."""
+    first, *parts = name.split(".")
+    if first != "uq4ct":
+        return []
+    place, files = Path(__file__).parent, []
+    for part in parts:
+        place = place / part
+        files += [place / "__init__.py", place.with_suffix(".py")]
+    return [file for file in files if file.is_file()]
