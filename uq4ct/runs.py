@@ -163,15 +163,15 @@ def environment(device: str) -> dict[str, Any]:
     }
 
 
-# A run is made by these, and by its method's and its calibrator's files; verbs, reports and other methods change nothing.
+# A run is made by these and by its method's and its calibrator's files; verbs, reports and other methods change nothing.
 _ROOTS = ("uq4ct.fitting", "uq4ct.evaluating")
 
 
 def code_digest(label: str | None = None) -> str:
     """SHA-256 over every source file of this package that a number of a method's run can depend on.
 
-    These are the files that fitting, evaluating, the method and its calibrator import, directly or not, and those of the
-    tasks. Without a method it covers them all. Two results with the same digest come from the same code.
+    These are the files that fitting, evaluating, the method and its calibrator import, directly or not, and the tasks.
+    Without a method it covers them all. Two results with the same digest come from the same code.
     """
     from uq4ct import methods, posthoc
 

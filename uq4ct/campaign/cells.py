@@ -81,7 +81,13 @@ def placed(cell: Cell, output: Path, base: str, digests: Sequence[str]) -> Cell:
     """
     facts = cell.config.dump()
     del facts["output"], facts["model"]["device"]
-    content = {"code": code_digest(cell.config.method.label), "base": base, "config": facts, "seed": cell.seed, "data": list(digests)}
+    content = {
+        "code": code_digest(cell.config.method.label),
+        "base": base,
+        "config": facts,
+        "seed": cell.seed,
+        "data": list(digests),
+    }
     content["splits"] = [split for _, split in cell.evaluate]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     folder = output / "cells" / f"{slug(cell.method)}-{slug(cell.task)}-seed{cell.seed}-{digest[:12]}"
