@@ -163,7 +163,7 @@ def environment(device: str) -> dict[str, Any]:
     }
 
 
-# A run is made by these and by its method's and its calibrator's files; verbs, reports and other methods change nothing.
+# A run is made by these and its method's and calibrator's files; verbs, reports and other methods change nothing.
 _ROOTS = ("uq4ct.fitting", "uq4ct.evaluating")
 
 
