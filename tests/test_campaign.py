@@ -84,6 +84,8 @@ def test_all_means_every_method():
     from uq4ct import methods
 
     assert [spec.label for spec in campaign.parse_methods("all")] == methods.names()
+    without = [spec.label for spec in campaign.parse_methods("all", calibration=False)]
+    assert without == [name for name in methods.names() if name != "early_stopping"]
 
 
 def test_every_mistake_in_the_methods_comes_at_once():
@@ -156,7 +158,16 @@ def test_cells_that_share_a_training_are_known_by_their_options(questions, tmp_p
         return len({training_of(cell) for cell in plan(questions, tmp_path, methods, [1]).cells})
 
     assert keys("lora,lora+temperature,mc_dropout") == 1
-    assert keys("lora,lora[rank=3],mixlora,uq4ct") == 4
+    assert keys("lora,lora[rank=3],mixlora,uq4ct,label_smoothing,blob") == 6
+
+
+def test_a_training_is_kept_at_the_points_that_methods_sharing_it_need(questions, tmp_path):
+    from uq4ct.campaign.job import snapshots_of
+
+    cells = plan(questions, tmp_path, "lora,checkpoint_ensemble,mixlora", [1]).cells
+    wanted = snapshots_of(cells)
+    assert wanted[cells[0].name] == wanted[cells[1].name] == (0.8, 0.9)
+    assert wanted[cells[2].name] == ()
 
 
 @pytest.mark.parametrize(
@@ -169,7 +180,10 @@ def test_cells_that_share_a_training_are_known_by_their_options(questions, tmp_p
         (["--eval-data", "openbokqa"], "Did you mean 'openbookqa'?"),
         (["--eval-data", "tiny-far", "tiny-far", "absent.jsonl"], "absent.jsonl: no such file"),
         (["--protocol", "paperr"], "--protocol: 'paperr' is not one of sound, paper. Did you mean 'paper'?"),
-        (["--protocol", "paper", "--methods", "lora+temperature"], "but none is kept"),
+        (
+            ["--protocol", "paper", "--methods", "lora+temperature"],
+            "'lora+temperature' needs a calibration split, but none is kept",
+        ),
         (["--engine", "slurm"], "--engine: 'slurm' is not one of local, ray"),
         (["--model", "./nowhere"], "model.name: no such folder: ./nowhere"),
         (["--methods", "uq4ct[top_k=9]"], "top_k: 9 is larger than the 8 experts"),

@@ -83,7 +83,7 @@ def plan(
     with problems.caught():
         _refuse_foreign(output)
     with problems.caught():
-        specs = campaign.parse_methods(methods)
+        specs = campaign.parse_methods(methods, calibration=held.calibration > 0)
     with problems.caught():
         numbers = parse_seeds(seeds)
     with problems.caught():

@@ -14,7 +14,7 @@ import json
 import re
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -135,7 +135,8 @@ def work(cell: Cell, *, store: Path, snapshots: Sequence[float], say: Say) -> Ou
     try:
         run = fitting.train(cell.config, resume=True, store=store, snapshots=tuple(snapshots), say=say)
         begun = time.monotonic()
-        results = _evaluate(run, cell, store, say)
+        answered: set[str] = set()
+        results = _evaluate(run, cell, store, answered, say)
     except Diverged as error:
         return fail(cell, "diverged", str(error))
     except UserError as error:
@@ -146,7 +147,8 @@ def work(cell: Cell, *, store: Path, snapshots: Sequence[float], say: Say) -> Ou
         return fail(cell, "failed", reason)
     names = [_place(run, result) for result in results]
     plain = {"digest": cell.digest, "method": cell.method, "task": cell.task, "seed": cell.seed}
-    spent = {"seconds": _since(started), "evaluation_seconds": _since(begun)}
+    # no time is told for predictions that were found: an interrupted attempt, or another method's, made them
+    spent = {"seconds": _since(started), "evaluation_seconds": _since(begun) if len(answered) == len(names) else None}
     write_json(cell.folder / RECEIPT, {**plain, "evaluations": names, **spent})
     return state(cell)
 
@@ -173,13 +175,17 @@ def alone(cell: Cell) -> Iterator[bool]:
         yield True
 
 
-def _evaluate(run: Run, cell: Cell, store: Path, say: Say) -> list[dict[str, Any]]:
+def _evaluate(run: Run, cell: Cell, store: Path, answered: set[str], say: Say) -> list[dict[str, Any]]:
+    """Evaluate a run; note the names of the evaluations whose questions the model answered now."""
     from uq4ct import evaluating
+
+    def watch(name: str, total: int) -> Callable[[int, int], None]:
+        return lambda done, all_of_them: answered.add(name)
 
     results: list[dict[str, Any]] = []
     for split in dict.fromkeys(split for _, split in cell.evaluate):
         sources = [source for source, wanted in cell.evaluate if wanted == split]
-        results += evaluating.evaluate(run, sources, split=split, resume=True, store=store, say=say)
+        results += evaluating.evaluate(run, sources, split=split, resume=True, store=store, progress=watch, say=say)
     return results
 
 

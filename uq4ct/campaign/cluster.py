@@ -35,7 +35,7 @@ def _attend_all(ray: Any, cells: Sequence[Cell], job: Job, gpus: float, stop: St
     task = ray.remote(attendant.attend).options(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)
 
     def submit(cell: Cell) -> Any:
-        return task.remote(attendant.order(cell, job.store, job.logs, job.snapshots))
+        return task.remote(attendant.order(cell, job))
 
     tasks = {submit(cell): cell for cell in cells}
     job.say(f"{len(cells)} cells handed to Ray, {gpus:g} GPUs each")

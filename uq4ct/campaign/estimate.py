@@ -74,8 +74,8 @@ def disk_bytes(plan: Plan, todo: Sequence[Cell]) -> int:
     total = 0
     for cell in todo:
         size = plan.sizes[cell.name]
-        adapters = 4 * size.trainable * _trainings(cell)
-        total += 7 * adapters + size.answers * ROW_BYTES  # two checkpoints of an adapter with two Adam moments each
+        kept = 7 * _trainings(cell) + len(cell.config.method.snapshots)  # two checkpoints, each with two Adam moments
+        total += 4 * size.trainable * kept + size.answers * ROW_BYTES
     return total
 
 

@@ -136,7 +136,7 @@ class _Worker:
         assert self._process is not None
         assert self._process.stdin is not None
         self.cell = cell
-        line = attendant.order(cell, self._job.store, self._job.logs, self._job.snapshots)
+        line = attendant.order(cell, self._job)
         try:
             self._process.stdin.write(line.encode() + b"\n")
             self._process.stdin.flush()

@@ -75,11 +75,10 @@ def plan(
             config = resolve([*layers, spec.layer, Layer.of({"data": {"source": source}}, "--data")])
             configs[spec.label] = _anywhere(config)
     for label, config in configs.items():
-        if config.method.posthoc and not config.data.calibration_fraction:
+        if (config.method.posthoc or config.method.needs_calibration) and not config.data.calibration_fraction:
             problems.add(
-                f"--methods: '{label}' fits {config.method.posthoc} on a calibration split, but none is kept "
-                "(data.calibration_fraction is 0, as in the paper's protocol); leave '+"
-                f"{config.method.posthoc}' out, or use --protocol sound"
+                f"--methods: '{label}' needs a calibration split, but none is kept (data.calibration_fraction is 0, as "
+                f"in the paper's protocol); leave '{label}' out, or use --protocol sound"
             )
     if problems.found and not configs:
         problems.end()

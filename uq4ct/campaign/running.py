@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from uq4ct.campaign.cells import Cell, Outcome, state
-from uq4ct.campaign.job import Job
+from uq4ct.campaign.job import Job, snapshots_of
 from uq4ct.campaign.progress import Progress
 from uq4ct.errors import UserError, did_you_mean
 from uq4ct.runs import Say, to_stderr
@@ -47,7 +48,7 @@ def run_cells(
     job = Job(
         store=output / "store",
         logs=output / "logs",
-        snapshots=tuple(sorted({fraction for cell in cells for fraction in cell.config.method.snapshots})),
+        snapshots=snapshots_of(todo),
         workers=workers,
         gpus_per_cell=gpus_per_cell,
         started=progress.started,
@@ -58,16 +59,13 @@ def run_cells(
     )
     with progress:
         run(todo, job)
-    _remove_checkpoints(job.store, [outcomes[cell.name] for cell in cells])
+    if all(outcome.status == "complete" for outcome in outcomes.values()):
+        _remove_snapshots(job.store)
     return [outcomes[cell.name] for cell in cells]
 
 
-def _remove_checkpoints(store: Path, outcomes: Sequence[Outcome]) -> None:
-    """Once nothing is left to continue, drop checkpoints of trainings; adapters stay for later comparisons."""
-    import shutil
-
-    if any(outcome.status != "complete" for outcome in outcomes):
-        return
-    for folder in store.glob("*/checkpoint-*"):
+def _remove_snapshots(store: Path) -> None:
+    """Drop what only a method still to be fitted would need; adapters and predictions stay for later comparisons."""
+    for folder in store.glob("*/snapshots"):
         if (folder.parent / "training.json").is_file():  # another comparison may be training in this very store
             shutil.rmtree(folder, ignore_errors=True)

@@ -21,10 +21,11 @@ class MethodSpec(NamedTuple):
     layer: Layer
 
 
-def parse_methods(text: str) -> list[MethodSpec]:
+def parse_methods(text: str, *, calibration: bool = True) -> list[MethodSpec]:
     """Read ``name[option=value;option=value]+suffix``, several separated by commas; ``all`` is every method as it is.
 
-    An option is the method's own, or that of another section written with it: ``lora[train.learning_rate=1e-4]``.
+    Without a ``calibration`` split, ``all`` leaves out the methods that need one. An option is the method's own, or
+    that of another section written with it: ``lora[train.learning_rate=1e-4]``.
     Raises UserError with all mistakes of all methods at once.
 
     >>> [spec.label for spec in parse_methods("lora,uq4ct[top_k=3;rank=8],mixlora")]
@@ -33,7 +34,8 @@ def parse_methods(text: str) -> list[MethodSpec]:
     {'method': {'top_k': 3, 'rank': 8, 'name': 'uq4ct'}}
     """
     parts = [part.strip() for part in _split(text, ",")]
-    parts = [name for part in parts for name in (methods.names() if part == ALL else [part])]
+    every = [name for name in methods.names() if calibration or not methods.find(name).needs_calibration]
+    parts = [name for part in parts for name in (every if part == ALL else [part])]
     problems: list[str] = []
     specs: list[MethodSpec] = []
     for part in parts:

@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from uq4ct.campaign.cells import Cell, alone, work
+from uq4ct.campaign.job import Job
 from uq4ct.runs import to_stderr
 
 
-def order(cell: Cell, store: Path, logs: Path, snapshots: tuple[float, ...]) -> str:
+def order(cell: Cell, job: Job) -> str:
     """Return what a worker is told about one cell."""
-    log = logs / f"{cell.name}.log"
-    return json.dumps({"cell": cell.to_json(), "store": str(store), "log": str(log), "snapshots": snapshots})
+    places = {"store": str(job.store), "log": str(job.logs / f"{cell.name}.log")}
+    return json.dumps({"cell": cell.to_json(), **places, "snapshots": job.snapshots[cell.name]})
 
 
 def attend(line: str) -> str:

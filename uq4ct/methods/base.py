@@ -29,6 +29,7 @@ class Method(BaseModel):
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    needs_calibration: ClassVar[bool] = False  # cannot be fitted without a calibration split
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # what a preset says of this kind of method alone
 
     posthoc: str | None = None  # a calibrator of uq4ct.posthoc, fitted on the calibration split

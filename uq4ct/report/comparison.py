@@ -69,11 +69,15 @@ def fingerprint(scored: Sequence[Scored], settings: Settings) -> str:
 
 
 def costs(scored: Sequence[Scored]) -> list[Result]:
-    """Return what each method costs: passes, trainable parameters and bytes beside the base, mean seconds of a fit."""
+    """Return what each method costs: passes, trainable parameters and bytes beside the base, mean seconds over seeds.
+
+    ``evaluation_seconds`` is null where another method's predictions served, as for a post-hoc calibration.
+    """
     found: dict[str, list[Json]] = {}
     for run in scored:
         facts = json.loads((run.folder / "uq4ct.json").read_text(encoding="utf-8"))
-        found.setdefault(run.method, []).append(facts)
+        cell = json.loads((run.folder / "cell.json").read_text(encoding="utf-8"))
+        found.setdefault(run.method, []).append(facts | {"evaluation_seconds": cell["evaluation_seconds"]})
     return [
         {
             "method": method,
@@ -81,9 +85,15 @@ def costs(scored: Sequence[Scored]) -> list[Result]:
             "trainable_parameters": facts[0]["trainable_parameters"],
             "extra_bytes": facts[0].get("extra_bytes"),
             "fit_seconds": float(np.mean([each["seconds"] for each in facts])),
+            "evaluation_seconds": _mean_of_known([each["evaluation_seconds"] for each in facts]),
         }
         for method, facts in found.items()
     ]
+
+
+def _mean_of_known(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
 
 
 def _items(run: Scored, task: str) -> tuple[Path, tuple[Any, ...]]:
@@ -231,11 +241,11 @@ def csv_table(results: Sequence[Result], absent: Mapping[str, str]) -> str:
 
 def cost_table(rows: Sequence[Result]) -> str:
     """Return what each method costs, for a terminal."""
-    lines = [["method", "passes", "trainable parameters", "extra memory MB", "fit seconds"]]
+    lines = [["method", "passes", "trainable parameters", "extra memory MB", "fit seconds", "evaluation seconds"]]
     for row in rows:
         extra = "-" if row["extra_bytes"] is None else f"{row['extra_bytes'] / 1e6:.1f}"
-        numbers = [str(row["passes"]), f"{row['trainable_parameters']:,}", extra, f"{row['fit_seconds']:.0f}"]
-        lines.append([_plain(row["method"]), *numbers])
+        spent = ["-" if row[key] is None else f"{row[key]:.1f}" for key in ("fit_seconds", "evaluation_seconds")]
+        lines.append([_plain(row["method"]), str(row["passes"]), f"{row['trainable_parameters']:,}", extra, *spent])
     return _aligned(lines)
 
 
