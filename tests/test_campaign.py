@@ -426,6 +426,14 @@ def test_names_are_escaped_in_every_table(tmp_path):
 # ---- what goes wrong
 
 
+def test_ray_is_an_extra_that_is_named_where_it_is_missing(questions, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    made = plan(questions, tmp_path / "out", "zero_shot", [1])
+    with pytest.raises(UserError, match=r"Ray is not installed; pip install 'uq4ct\[ray\]'"):
+        campaign.run_cells(made.cells, tmp_path / "out", engine="ray")
+    assert not (tmp_path / "out").exists()
+
+
 def start(arguments: list[str]) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "uq4ct", *arguments],
