@@ -60,6 +60,13 @@ ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file; `u
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="K=V ...", help="Any option, e.g. train.learning_rate=2e-4.")
 ]
+Engine = Annotated[
+    str, typer.Option("--engine", metavar="local|ray", help="Processes on this machine, or a Ray cluster.")
+]
+Workers = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Cells at a time. Default: one per GPU, else per two cores.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the cells, time and disk; write nothing.")]
 SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Leave bad rows out and write them to a file.")]
 
 
@@ -278,16 +285,12 @@ def compare(
     config: ConfigFile = None,
     settings: Settings = None,
     data_root: DataRoot = None,
-    engine: Annotated[
-        str, typer.Option("--engine", metavar="local|ray", help="Processes on this machine, or a Ray cluster.")
-    ] = "local",
-    workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Cells at a time. Default: one per GPU, else per two cores.")
-    ] = None,
+    engine: Engine = "local",
+    workers: Workers = None,
     gpus_per_cell: Annotated[
         float | None, typer.Option("--gpus-per-cell", min=0, help="GPUs of a Ray task. Default: 1 where there is one.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cells, time and disk; write nothing.")] = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Compare methods over seeds: finished cells are kept, the same command continues an interrupted comparison."""
@@ -362,12 +365,13 @@ def reproduce(
     budget: Annotated[
         str, typer.Option("--budget", metavar="full|smoke", help="smoke: a few steps, to see that everything runs.")
     ] = "full",
-    engine: Annotated[str, typer.Option("--engine", metavar="local|ray", help="Where cells run.")] = "local",
-    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Cells at a time.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells and what they cost, and stop.")] = False,
+    engine: Engine = "local",
+    workers: Workers = None,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Run one of the paper's tables with any base model and print ours beside the paper's numbers."""
+    from uq4ct import campaign
     from uq4ct.experiments import request as requests
     from uq4ct.experiments import running
 
@@ -382,13 +386,16 @@ def reproduce(
         engine=engine,
     )
     if dry_run:
-        cells = running.describe(request)
-        print(json.dumps({"cells": cells}, ensure_ascii=False) if as_json else running.listing(request, cells))
+        outcomes = [campaign.state(cell) for cell in request.plan.cells]
+        cells = {"cells": running.describe(request, outcomes)}
+        print(json.dumps(cells, ensure_ascii=False) if as_json else running.listing(request, outcomes))
         return
-    page, record = running.run(request, engine=engine, workers=workers)
+    page, record, problems = running.run(request, engine=engine, workers=workers, say=_say)
     print(json.dumps(record, ensure_ascii=False, allow_nan=False) if as_json else page)
     _say(f"wrote {output}/{table}.md, .csv, .tex and .json; the runs are in {output}/cells")
-    if any(cell["status"] != "complete" for cell in record["cells"]):
+    if problems:
+        for problem in problems:
+            _say(f"error: {problem}")
         raise SystemExit(1)
 
 

@@ -81,7 +81,7 @@ def plan(
     source = str(resolve(layers).data.source)
     problems = Problems()
     with problems.caught():
-        _refuse_foreign(output)
+        refuse_foreign(output)
     with problems.caught():
         specs = campaign.parse_methods(methods, calibration=held.calibration > 0)
     with problems.caught():
@@ -242,7 +242,7 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _refuse_foreign(output: Path) -> None:
+def refuse_foreign(output: Path) -> None:
     """Refuse a folder that holds anything but a campaign."""
     if output.is_dir() and any(output.iterdir()) and not (output / "cells").is_dir():
         raise UserError(f"--output: {output} is not empty and holds no comparison; choose another folder")

@@ -8,7 +8,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from uq4ct import campaign, data, experiments, tasks
+from uq4ct import campaign, comparing, data, experiments, tasks
+from uq4ct.campaign.planning import Problems
 from uq4ct.config import Layer, preset_layers
 from uq4ct.data import NoData, QuestionSet
 from uq4ct.data.files import read_rows
@@ -64,10 +65,20 @@ def prepare(
     Columns without data are kept, with the reason. Raises UserError with every mistake at once, and where no column has
     data.
     """
-    problems = _problems(table, model, output, root, preset, budget, engine)
-    numbers = _seeds(seeds, budget, problems)
-    if problems or model is None or output is None:
-        raise UserError(problems)
+    problems = Problems()
+    problems.add(*_mistakes(table, model, output, root, preset, budget, engine))
+    numbers = SEEDS.get(budget, ())
+    with problems.caught():
+        numbers = SEEDS.get(budget, ()) if seeds is None else tuple(comparing.parse_seeds(seeds))
+    if model is not None:
+        with problems.caught():
+            _outline(model)
+    if output is not None:
+        with problems.caught():
+            comparing.refuse_foreign(output)
+    problems.end()
+    assert model is not None
+    assert output is not None
     experiment = experiments.get(table)
     smoke = experiments.smoke() if budget == "smoke" else {"methods": {}, "train": {}}
     methods = {
@@ -85,7 +96,7 @@ def prepare(
     return Request(experiment, model, preset, budget, numbers, output, methods, columns, plan, deviations)
 
 
-def _problems(
+def _mistakes(
     table: str, model: str | None, output: Path | None, root: str, preset: str, budget: str, engine: str
 ) -> list[str]:
     """Return what is wrong with the flags, each by itself."""
@@ -97,12 +108,8 @@ def _problems(
     if model is None:
         paper = f"; the paper's is {experiments.get(table).base}" if known else ""
         found.append(f"--model: name the base model, a hub id, a folder or tiny{paper}")
-    else:
-        found += _base_problems(model)
     if output is None:
         found.append("--output: name the folder for the table and its runs")
-    elif output.exists() and not output.is_dir():
-        found.append(f"--output: {output} is a file, expected a folder")
     if root != "hub" and not Path(root).is_dir():
         found.append(f"--data-root: no folder {root}; expected hub, or a folder laid out as <task>/<split>.jsonl")
     applicable = experiments.get(table).presets if known else ("paper", "bayesian-lora")
@@ -115,34 +122,12 @@ def _problems(
     return found
 
 
-def _base_problems(model: str) -> Sequence[str]:
-    try:
-        _outline(model)
-    except UserError as error:
-        return error.problems
-    return ()
-
-
 @cache
 def _outline(model: str) -> Any:
     """Return the base model without its weights."""
     from uq4ct import backbone
 
     return backbone.outline(backbone.ModelConfig(name=model))
-
-
-def _seeds(text: str | None, budget: str, problems: list[str]) -> tuple[int, ...]:
-    """Read ``1,2,3``; what is wrong with it is added to the problems."""
-    if text is None:
-        return SEEDS.get(budget, ())
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) < 2**32 for part in parts):
-        problems.append(f"--seeds: expected whole numbers separated by commas, as in 1,2,3, got '{text}'")
-        return ()
-    numbers = tuple(map(int, parts))
-    if len(set(numbers)) < len(numbers):
-        problems.append(f"--seeds: each seed counts once, got {text}")
-    return numbers
 
 
 def _questions(column: Column, root: str, read: Callable[..., QuestionSet]) -> Questions:
@@ -181,7 +166,7 @@ def _plan(
     seed changes, runs once.
     """
     specs = [campaign.parse_methods(method)[0] for method in methods]
-    whole = campaign.Plan((), {}, {})
+    whole = campaign.Plan((), {each.column.title: each.missing for each in columns if each.missing}, {})
     for train in dict.fromkeys(each.column.train for each in columns if not each.missing):
         tests = [(each.column.test, each.test.split) for each in columns if each.test and each.column.train == train]
         whole += campaign.plan(
