@@ -24,7 +24,7 @@ def run(cells: Sequence[Cell], job: Job) -> None:
     """Run the cells on worker processes; SIGTERM and SIGINT stop them after their trainings saved a checkpoint."""
     count, reason = (job.workers, "as asked") if job.workers else default_workers()
     count = min(count, len(cells))
-    job.say(f"{len(cells)} cells to run, {count} at a time ({reason})")
+    job.say(f"cells to run: {len(cells)}, {count} at a time ({reason})")
     job.logs.mkdir(parents=True, exist_ok=True)
     _Office(cells, job, [_Worker(number, count, job) for number in range(count)]).run()
 

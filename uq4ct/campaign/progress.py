@@ -60,11 +60,11 @@ class Progress:
 
     def tick(self) -> None:
         """Bring the terminal's last line up to date, twice a second at most."""
-        if not self._live or time.monotonic() - self._shown < 0.5:
+        if not self._live or not self._running or time.monotonic() - self._shown < 0.5:
             return
         self._shown = time.monotonic()
         parts = [f"{name.rsplit('-', 1)[0]} {self._shown - began:.0f} s" for name, began in self._running.items()]
-        line = f"{self._count} {', '.join(parts) or 'waiting'}{self._left}"
+        line = f"{self._count} {', '.join(parts)}{self._left}"
         width = shutil.get_terminal_size().columns - 1
         print(f"\r\033[K{line[:width]}", end="", file=sys.stderr, flush=True)
 
