@@ -159,6 +159,17 @@ def linear_targets(model: nn.Module) -> list[str]:
     return [targets] if isinstance(targets, str) else targets
 
 
+def lora_linears(model: nn.Module, targets: Sequence[str] | None = None) -> dict[str, tuple[int, int]]:
+    """Return path -> (in, out) of the linears that a plain LoRA adapts: the targets, or those of ``linear_targets``."""
+    names = targets or linear_targets(model)
+    shapes = {
+        path: linear_features(module)
+        for path, module in model.named_modules()
+        if any(_matches(path, name) for name in names)
+    }
+    return {path: shape for path, shape in shapes.items() if shape is not None}
+
+
 def lora_parameters(model: nn.Module, targets: Sequence[str] | None = None, per_input: int = 1) -> int:
     """Count the parameters of a plain LoRA of rank 1 on the target linears: in + out of each, r times that for rank r.
 
@@ -167,11 +178,7 @@ def lora_parameters(model: nn.Module, targets: Sequence[str] | None = None, per_
     >>> lora_parameters(nn.ModuleDict({"q_proj": nn.Linear(3, 5), "k_proj": nn.Linear(3, 3)}), ["q_proj"])
     8
     """
-    names = targets or linear_targets(model)
-    shapes = (
-        linear_features(module) for path, module in model.named_modules() if any(_matches(path, name) for name in names)
-    )
-    return sum(per_input * shape[0] + shape[1] for shape in shapes if shape)
+    return sum(per_input * inputs + outputs for inputs, outputs in lora_linears(model, targets).values())
 
 
 def mixture_parameters(model: nn.Module, routing: Routing, num_experts: int, rank: int) -> int:

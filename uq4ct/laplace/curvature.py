@@ -139,4 +139,4 @@ def _directions(
 def _as_kept(spectrum: Spectrum, linear: nn.Linear, scale: float) -> Spectrum:
     """Return the precision that is written to a file, so that a loaded posterior is the very same."""
     precision = torch.promote_types(linear.weight.dtype, torch.float32)
-    return Spectrum(spectrum.basis.to(precision), spectrum.values * scale)
+    return Spectrum(spectrum.basis.to(precision).contiguous(), spectrum.values * scale)

@@ -82,9 +82,12 @@ class Posterior:
 
     def evidence_slope(self, variance: float) -> float:
         """Return the derivative of the log evidence with respect to log s2; it only ever falls as s2 grows."""
+        return self.squared_norm / (2 * variance) - self.determined(variance) / 2
+
+    def determined(self, variance: float) -> float:
+        """Return how many directions the data determine more than the prior does (MacKay's gamma)."""
         scaled = variance * self.eigenvalues
-        determined = (scaled / (1 + scaled)).sum().item()  # the number of directions that the data determine
-        return self.squared_norm / (2 * variance) - determined / 2
+        return (scaled / (1 + scaled)).sum().item()
 
     def most_probable_variance(self) -> float:
         """Return the prior variance of the largest evidence: the root of its slope, by bisection in log s2.
@@ -108,8 +111,8 @@ class Posterior:
         named = {name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in scalars}
         for name, block in self.blocks.items():
             for side, spectrum in zip(("inputs", "outputs"), block, strict=True):
-                named[f"{name}:{side}.basis"] = spectrum.basis.cpu().contiguous()
-                named[f"{name}:{side}.values"] = spectrum.values.cpu().contiguous()
+                named[f"{name}:{side}.basis"] = spectrum.basis.cpu()
+                named[f"{name}:{side}.values"] = spectrum.values.cpu()
         return named
 
     @classmethod
