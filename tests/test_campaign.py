@@ -285,10 +285,8 @@ def test_a_cell_is_an_ordinary_run(compared):
 def test_a_finished_comparison_is_printed_again_and_nothing_else_is_done(compared):
     output, asked, done = compared
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
-    began = time.monotonic()
     again = subprocess.run([sys.executable, "-m", "uq4ct", *asked], capture_output=True, text=True, check=False)
     assert (again.returncode, again.stdout) == (1, done.stdout)
-    assert time.monotonic() - began < 20
     assert "started" not in again.stderr
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()} == before
 
