@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from functools import partial
 
+import numpy as np
 import peft
 import pytest
 import torch
@@ -153,10 +154,10 @@ def test_without_data_the_posterior_becomes_the_prior(tmp_path):
         questions(8),
         PLAIN,
         trainer=partial(BackpropTrainer, **{**SETTINGS, "kl_weight": 1e6, "std_learning_rate": 0.01}),
-        max_steps=150,
+        max_steps=80,
         learning_rate=0.01,
         max_grad_norm=0.0,
-        logging_steps=150,
+        logging_steps=80,
     )
     for name, std in load_file(tmp_path / "state.safetensors").items():
         assert torch.allclose(std, torch.full_like(std, 0.2), rtol=0.02)
@@ -213,6 +214,17 @@ def test_a_draw_is_the_means_plus_std_times_noise_and_the_means_come_back_bit_fo
     assert abs(noise.mean()) < 4 / len(noise) ** 0.5
     assert abs(noise.std() - 1) < 4 / (2 * len(noise)) ** 0.5
     assert all(torch.equal(before[name], drawn[name]) for name in before if "lora_A" not in name)
+
+
+def test_the_draws_of_a_run_will_be_the_same_in_years(posterior):
+    stream = torch.Generator().manual_seed(int(np.random.SeedSequence((1, 2)).generate_state(1, np.uint64)[0]))
+    drawn = Posterior(posterior.model, {name: torch.ones_like(std) for name, std in posterior.std.items()})
+    before = {name: value.clone() for name, value in posterior.model.state_dict().items()}
+    with drawn.sampled(2):
+        for name, value in sorted(posterior.model.state_dict().items()):
+            if "lora_A" in name:
+                noise = torch.randn(value.shape, generator=stream)
+                torch.testing.assert_close(value, before[name] + noise, rtol=0, atol=0)
 
 
 def test_the_means_come_back_after_an_error_too(posterior):

@@ -149,6 +149,29 @@ def test_training_learns_and_leaves_the_base_alone(tmp_path):
     assert all(std.isfinite().all() and not torch.allclose(std, torch.tensor(initial)) for std in stds.values())
 
 
+def test_gradients_are_taken_at_one_draw_per_update(tmp_path):
+    model, seen = lora(), []
+    weight = next(parameter for name, parameter in model.named_parameters() if "lora_B" in name)
+    mean = weight.detach().clone()
+    model.register_forward_pre_hook(lambda *_: seen.append(weight.detach().clone()))
+    trainer = run(tmp_path, model, questions(8), PLAIN, trainer=IVON, num_train_epochs=1)
+    assert (trainer.state.global_step, len(seen)) == (2, 4)
+    spread = 1 / (SETTINGS["ess"] * (SETTINGS["hess_init"] + SETTINGS["weight_decay"])) ** 0.5
+    assert (seen[0] - mean).std().item() == pytest.approx(spread, rel=0.3)
+    assert torch.equal(seen[0], seen[1])
+    assert torch.equal(seen[2], seen[3])
+    assert not torch.equal(seen[0], seen[2])
+
+
+def test_the_norm_of_the_gradient_is_not_clipped(tmp_path):
+    ends = []
+    for norm in (0.0, 1e-6):
+        model = lora()
+        run(tmp_path / str(norm), model, questions(8), PLAIN, trainer=IVON, max_steps=2, max_grad_norm=norm)
+        ends.append(flat(model))
+    assert torch.equal(*ends)
+
+
 def test_by_default_no_entry_moves_further_in_a_step_than_the_learning_rate(tmp_path):
     model = lora(dtype=torch.float64)
     before = flat(model)
