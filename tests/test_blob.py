@@ -154,10 +154,12 @@ def test_without_data_the_posterior_becomes_the_prior(tmp_path):
         questions(8),
         PLAIN,
         trainer=partial(BackpropTrainer, **{**SETTINGS, "kl_weight": 1e6, "std_learning_rate": 0.01}),
-        max_steps=80,
+        max_steps=150,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=1,
         learning_rate=0.01,
         max_grad_norm=0.0,
-        logging_steps=80,
+        logging_steps=150,
     )
     for name, std in load_file(tmp_path / "state.safetensors").items():
         assert torch.allclose(std, torch.full_like(std, 0.2), rtol=0.02)
