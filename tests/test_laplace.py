@@ -14,13 +14,16 @@ import torch
 import transformers
 from training_toys import llama, questions
 
+from uq4ct.adapting import Bench, TrainConfig
 from uq4ct.errors import UserError
-from uq4ct.laplace import curvature
+from uq4ct.laplace import curvature, predictive
 from uq4ct.laplace.curvature import Curvature, fit
 from uq4ct.laplace.factors import SketchedFactor, WholeFactor, memory
 from uq4ct.laplace.linearised import Linearised, lora_weights
 from uq4ct.laplace.posterior import Block, Posterior
 from uq4ct.laplace.predictive import GaussianLogits, bridge, gaussian_logits, monte_carlo, probit
+from uq4ct.methods.laplace import PRIORS, Laplace
+from uq4ct.methods.lora import Lora
 from uq4ct.scoring import collate
 
 TARGETS = ("q_proj", "v_proj", "down_proj")
@@ -189,9 +192,9 @@ def test_the_side_of_the_padding_changes_nothing(model, weights, make, tokens):
 def test_sampled_labels_give_the_exact_fisher_information_on_average(model, weights):
     examples, name = questions(6), next(iter(weights))
     exact = fit(model, weights, examples, 0).blocks[name]
-    draws = [fit(model, weights, examples, 0, fisher="sampled", seed=seed).blocks[name] for seed in range(150)]
+    draws = [fit(model, weights, examples, 0, fisher="sampled", seed=seed).blocks[name] for seed in range(80)]
     mean = sum(dense_curvature(draw) for draw in draws) / len(draws)
-    assert apart(mean, dense_curvature(exact)) < 0.15
+    assert apart(mean, dense_curvature(exact)) < 0.2
     assert apart(dense_curvature(draws[0]), dense_curvature(exact)) > 0.3
 
 
@@ -599,6 +602,133 @@ def test_models_that_laplace_cannot_treat_are_refused_by_name():
     merged.merge_adapter()
     with pytest.raises(UserError, match=r"layers\.0\.self_attn\.q_proj: Laplace needs one active, unmerged"):
         lora_weights(merged)
+
+
+# ---- as a method: trained, kept, loaded, asked
+
+
+def bench(folder, **options) -> Bench:
+    train = TrainConfig(max_steps=3, per_device_train_batch_size=4, learning_rate=0.02)
+    return Bench(
+        llama(), 0, questions(12), options.pop("calibration", questions(9, seed=1)), train, 3, folder, **options
+    )
+
+
+def ask(method: Laplace, fitted, number: int = 7, **options):
+    examples = questions(number, seed=2)
+    return method.predict(fitted, examples, ids=[example["id"] for example in examples], pad_token_id=0, **options)
+
+
+def sizes(**options) -> Laplace:
+    return Laplace(**{"rank": 3, "draws": 64, **options})
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return tmp_path_factory.mktemp("store")
+
+
+def test_it_shares_its_training_with_plain_lora(tmp_path, store):
+    charged = []
+    plain = bench(tmp_path / "lora", store=store)
+    Lora(rank=3).fit(plain)
+    sizes().fit(bench(tmp_path / "laplace", store=store, charge=charged.append))
+    assert len(charged) == 1
+    adapters = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("lora", "laplace")]
+    assert adapters[0] == adapters[1]
+    assert (tmp_path / "laplace" / "state.safetensors").is_file()
+
+
+@pytest.mark.parametrize("link", ["mc", "probit", "bridge"])
+@pytest.mark.parametrize("scope", ["all", "last_layer"])
+def test_a_loaded_run_answers_bit_by_bit_as_when_it_was_fitted(tmp_path, store, link, scope):
+    method = sizes(link=link, scope=scope, full_below=8, kfac_rank=2)
+    before = ask(method, method.fit(bench(tmp_path, store=store)))
+    after = ask(method, method.load(llama(), tmp_path))
+    assert np.array_equal(before.logits, after.logits)
+    assert before.logits.shape[1] == (64 if link == "mc" else 1)
+    assert np.array_equal(before.letter_mass, after.letter_mass)
+    np.testing.assert_allclose(before.probabilities.sum(axis=1), 1.0)
+    assert (before.epistemic.max() > 0) == (link == "mc")
+
+
+@pytest.mark.parametrize("link", ["mc", "probit"])
+def test_a_very_precise_prior_leaves_loras_answer_and_a_vague_one_less_confidence(tmp_path, store, link):
+    lora = Lora(rank=3)
+    plain = ask(lora, lora.fit(bench(tmp_path / "lora", store=store)))
+    found = {}
+    for precision in (1e12, 0.1):
+        method = sizes(link=link, prior=precision)
+        fitted = method.fit(bench(tmp_path / str(precision), store=store))
+        assert fitted.posterior.prior_variance == pytest.approx(1 / precision)
+        found[precision] = ask(method, fitted)
+    np.testing.assert_allclose(found[1e12].probabilities, plain.probabilities, atol=1e-4)
+    np.testing.assert_allclose(found[1e12].letter_mass, plain.letter_mass, atol=1e-5)
+    assert found[0.1].confidence.mean() < plain.confidence.mean() - 0.02
+
+
+def test_the_grid_takes_the_prior_that_predicts_the_calibration_questions_best(tmp_path, store):
+    method = sizes(prior="grid", link="probit")
+    chosen = method.fit(bench(tmp_path / "grid", store=store)).posterior.prior_variance
+    assert np.isclose(1 / PRIORS, chosen).sum() == 1
+    examples, losses = questions(9, seed=1), {}
+    for precision in PRIORS[::8]:
+        other = sizes(prior=float(precision), link="probit")
+        fitted = other.fit(bench(tmp_path / f"{precision:.3g}", store=store))
+        for name, variance in (("chosen", chosen), (precision, 1 / precision)):
+            at = fitted._replace(posterior=fitted.posterior.with_prior(variance))
+            found = other.predict(at, examples, ids=[""] * 9, pad_token_id=0)
+            losses[name] = -np.log(found.probabilities[np.arange(9), [q["answer"] for q in examples]]).mean()
+    assert losses["chosen"] <= min(losses.values()) + 1e-6
+    with pytest.raises(UserError, match="prior 'grid' needs a calibration split"):
+        method.fit(bench(tmp_path / "none", calibration=()))
+
+
+def test_marglik_is_the_default_and_is_said(tmp_path, store, capsys):
+    fitted = sizes().fit(bench(tmp_path, store=store))
+    assert fitted.posterior.prior_variance == fitted.posterior.most_probable_variance()
+    said = capsys.readouterr().err
+    assert "laplace: curvature 12/12, about 0 s left" in said
+    precision = f"{1 / fitted.posterior.prior_variance:.4g}"
+    assert f"laplace: prior precision {precision} (marglik), log evidence " in said
+
+
+def test_memory_is_said_before_the_fit():
+    (note,) = sizes().notes(llama())
+    assert note.startswith("laplace: its Kronecker factors take 0.00 GiB while fitting")
+    (of_head,) = sizes(scope="last_layer", target_modules=("q_proj", "lm_head"), full_below=1).notes(llama())
+    assert "GiB" in of_head
+
+
+def test_a_missing_or_damaged_gaussian_is_named(tmp_path, store):
+    method = sizes()
+    method.fit(bench(tmp_path, store=store))
+    state = tmp_path / "state.safetensors"
+    content = state.read_bytes()
+    for damaged in (content[:100], None):
+        state.unlink()
+        if damaged:
+            state.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"state\.safetensors: cannot be used .*restore the run from a copy"):
+            method.load(llama(), tmp_path)
+        state.write_bytes(content)
+    with pytest.raises(UserError, match="belongs to no weight of this adapter"):
+        sizes(scope="last_layer").load(llama(), tmp_path)
+
+
+def test_a_computer_that_would_run_out_of_memory_takes_smaller_batches(model, weights, posterior, monkeypatch):
+    expected = gaussian_logits(model, weights, posterior, questions(6), 0)
+    sizes, real = [], predictive.Linearised
+
+    def noted(model, weights, batch):
+        sizes.append(len(batch["answer"]))
+        return real(model, weights, batch)
+
+    monkeypatch.setattr(predictive, "Linearised", noted)
+    monkeypatch.setattr(predictive, "GRADIENTS", 2 * predictive._gradient_bytes(weights, questions(6)))
+    found = gaussian_logits(model, weights, posterior, questions(6), 0)
+    assert sizes == [2, 2, 2]
+    assert apart(found.covariance, expected.covariance) < 1e-6
 
 
 # ---- another library

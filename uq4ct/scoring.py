@@ -161,7 +161,7 @@ def in_batches(
     example longer than the model's context.
     """
     check_lengths(model, examples)
-    by_length = sorted(range(len(examples)), key=lambda row: -_length(examples[row]))
+    by_length = sorted(range(len(examples)), key=lambda row: -length(examples[row]))
     device = next(model.parameters()).device
     done: dict[int, Row] = {}
     modes = {module: module.training for module in model.modules()}
@@ -193,10 +193,10 @@ def check_lengths(model: nn.Module, examples: Sequence[Example]) -> None:
     if limit is None:
         return
     problems = [
-        f"example {example.get('id', row)}: {_length(example)} tokens, but the model's context is {limit}; shorten its "
+        f"example {example.get('id', row)}: {length(example)} tokens, but the model's context is {limit}; shorten its "
         "context field, leave it out, or use a model with a longer context"
         for row, example in enumerate(examples)
-        if _length(example) > limit
+        if length(example) > limit
     ]
     if problems:
         raise UserError(problems)
@@ -326,7 +326,8 @@ def _column(values: list) -> np.ndarray | None:
     return None if not values or None in values else np.array(values)
 
 
-def _length(example: Example) -> int:
+def length(example: Example) -> int:
+    """Return how many tokens a question takes, with its longest option where those are scored."""
     return len(example["input_ids"]) + max(map(len, example.get("option_ids", [[]])))
 
 

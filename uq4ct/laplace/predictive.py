@@ -20,7 +20,9 @@ from uq4ct.adapters.noise import uniform
 from uq4ct.laplace.curvature import item_keys
 from uq4ct.laplace.linearised import Linearised, jacobian
 from uq4ct.laplace.posterior import Posterior
-from uq4ct.scoring import Batch, Example, in_batches
+from uq4ct.scoring import Batch, Example, in_batches, length
+
+GRADIENTS = 2**30  # bytes that the gradients of a batch may take where a computer runs out of memory without a word
 
 
 class GaussianLogits(NamedTuple):
@@ -58,6 +60,8 @@ def gaussian_logits(
     posterior's own.
     """
     asked = tuple(variances) or (posterior.prior_variance,)
+    if next(model.parameters()).device.type == "cpu":
+        batch_size = min(batch_size, max(1, GRADIENTS // _gradient_bytes(weights, examples)))
 
     def work(batch: Batch) -> list[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
         at = Linearised(model, weights, batch)
@@ -126,6 +130,14 @@ def bridge(logits: GaussianLogits, prior: int = 0) -> Float[Tensor, "item choice
     variance = covariance.diagonal(dim1=-2, dim2=-1).clamp(min=tiny)
     log_concentration = (1 - 2 / number + product).log() - variance.log()
     return log_concentration.masked_fill(~logits.mask, -torch.inf).log_softmax(dim=-1)
+
+
+def _gradient_bytes(weights: Mapping[str, nn.Linear], examples: Sequence[Example]) -> int:
+    """Return what the gradients of the largest question's choice logits take, as float32."""
+    choices = max((len(example.get("choice_ids", example.get("option_ids", ()))) for example in examples), default=1)
+    tokens = max((length(example) for example in examples), default=1)
+    rows = choices if any("option_ids" in example for example in examples) else 1
+    return 4 * choices * rows * tokens * sum(linear.out_features for linear in weights.values())
 
 
 def _covariance(

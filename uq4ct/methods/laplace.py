@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 
+from uq4ct.adapting import is_main_process, wait_for_all
 from uq4ct.errors import UserError
+from uq4ct.manifest import write_atomically
 from uq4ct.methods.base import Bench, Example, LoraMethod, Progress, load_adapter, train_adapter
 from uq4ct.types import Prediction
 
@@ -19,63 +22,70 @@ if TYPE_CHECKING:
     from uq4ct.laplace.predictive import GaussianLogits
 
 STATE = "state.safetensors"
+PRIORS = np.logspace(-4, 4, 41)  # the prior precisions that ``prior="grid"`` compares
 
 
 class LaplaceModel(NamedTuple):
-    """A PEFT model with the Gaussian around its LoRA weights."""
+    """A PEFT model, the LoRA matrices in scope by name, and the Gaussian around them."""
 
     model: Any
+    weights: dict[str, Any]
     posterior: Posterior
 
 
 class Laplace(LoraMethod):
-    """Train like ``lora``, then take the curvature of the training answers' likelihood (KFAC) and choose the prior.
+    """Train like ``lora``, take the curvature of the training answers' likelihood (KFAC), then choose the prior.
 
-    ``prior="marglik"`` takes the prior variance of the largest evidence, ``"grid"`` that of the lowest NLL on the
-    calibration split. ``link`` turns Gaussian logits into probabilities: ``mc`` (``draws`` of them, averaged after the
-    softmax), ``probit`` or ``bridge``. Defaults fit the paper's LoRA of rank 80 on seven modules: sides above
-    ``full_below`` keep ``kfac_rank`` eigenvectors.
+    Beyond LoRA the fit costs one pass over the training questions and one backward pass per choice, an answer one
+    backward pass per choice. ``last_layer`` is the LoRA of the head where it has one, else that of the last block.
+    ``fisher`` takes the expectation over answers exactly or by one sample; ``tokens`` are those whose curvature counts.
+    Sides of a factor above ``full_below`` keep ``kfac_rank`` eigenvectors, so that the paper's LoRA of rank 80 on seven
+    modules fits. ``prior="marglik"`` takes the prior of the largest evidence, ``"grid"`` that of the lowest NLL on the
+    calibration split, a number is the prior precision itself. ``link`` turns Gaussian logits into probabilities: ``mc``
+    (``draws`` of them, averaged after the softmax; best a power of two), ``probit`` or ``bridge``.
     """
 
     name: ClassVar[str] = "laplace"
-    summary: ClassVar[str] = "Laplace approximation over the LoRA weights, one forward and one backward per choice"
+    summary: ClassVar[str] = "Laplace approximation over the LoRA weights: one pass, and one backward per choice"
 
     scope: Literal["all", "last_layer"] = "all"
     fisher: Literal["exact", "sampled"] = "exact"
     tokens: Literal["all_nonpad", "last"] = "all_nonpad"
-    full_below: int = Field(512, ge=1)
+    full_below: int = Field(512, ge=0)
     kfac_rank: int = Field(10, ge=1)
-    prior: Literal["marglik", "grid"] = "marglik"
+    prior: Literal["marglik", "grid"] | PositiveFloat = "marglik"
     link: Literal["mc", "probit", "bridge"] = "mc"
-    draws: int = Field(128, ge=1)
+    draws: int = Field(128, ge=1, le=2**16)
 
     def notes(self, model: Any) -> list[str]:
-        """Say how much memory the factors take."""
-        from uq4ct.adapters import linear_targets
-        from uq4ct.adapters.sites import linear_features
+        """Say how much memory the factors take, besides the choice of the rank."""
+        from uq4ct.adapters.placement import lora_linears
         from uq4ct.laplace.factors import memory
+        from uq4ct.laplace.linearised import in_last_layer
 
-        targets = self.target_modules or linear_targets(model)
-        shapes = {path: linear_features(module) for path, module in model.named_modules()
-                  if any(path == name or path.endswith(f".{name}") for name in targets)}  # fmt: skip
-        found = memory({path: shape for path, shape in shapes.items() if shape}, self.matched_rank(model),
-                       self.full_below, self.kfac_rank)  # fmt: skip
-        return [*super().notes(model), f"laplace: curvature of all LoRA weights: {found}"]
+        linears = lora_linears(model, self.target_modules)
+        if self.scope == "last_layer":
+            head = model.get_output_embeddings()
+            last = [path for path in linears if model.get_submodule(path) is head] or in_last_layer(linears)
+            linears = {path: linears[path] for path in last}
+        found = memory(linears, self.matched_rank(model), self.full_below, self.kfac_rank)
+        return [*super().notes(model), f"{self.name}: its Kronecker factors take {found}"]
 
     def fit(self, bench: Bench) -> LaplaceModel:
         """Train, take the curvature over all training questions, choose the prior and write ``state.safetensors``.
 
         Raises UserError for ``prior="grid"`` without a calibration split.
         """
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
-        from uq4ct.laplace import curvature, linearised
+        from uq4ct.laplace import curvature
+        from uq4ct.laplace.linearised import lora_weights
 
         if self.prior == "grid" and not bench.calibration:
             raise UserError("laplace: prior 'grid' needs a calibration split; set data.calibration_fraction: 0.1")
         model = train_adapter(bench, self.adapter_config(bench.model), self.objective()).model
-        weights = linearised.lora_weights(model, self.scope)
-        posterior = curvature.fit(
+        weights = lora_weights(model, self.scope)
+        flat = curvature.fit(
             model,
             weights,
             bench.examples,
@@ -84,31 +94,42 @@ class Laplace(LoraMethod):
             tokens=self.tokens,
             full_below=self.full_below,
             rank=self.kfac_rank,
-            progress=_Lines("laplace: curvature"),
+            batch_size=bench.train.per_device_train_batch_size,
+            seed=bench.seed,
+            progress=_Lines("curvature"),
         )
-        if self.prior == "marglik":
-            posterior = posterior.with_prior(posterior.most_probable_variance())
-        else:
-            posterior = posterior.with_prior(self._best_on(bench, model, posterior))
-        print(
-            f"laplace: prior precision {1 / posterior.prior_variance:.4g} ({self.prior})", file=sys.stderr, flush=True
-        )
-        save_file(posterior.tensors(), bench.folder / STATE)
-        return LaplaceModel(model, self._saved(model, bench.folder))  # read back: the very same bits as after a load
+        variance = self._prior_variance(LaplaceModel(model, weights, flat), bench)
+        fitted = LaplaceModel(model, weights, flat.with_prior(variance))
+        if is_main_process():
+            _say(
+                f"laplace: prior precision {1 / variance:.4g} ({self.prior}), log evidence "
+                f"{flat.log_evidence(variance):.1f}; the data determine {flat.determined(variance):,.0f} of "
+                f"{sum(linear.weight.numel() for linear in weights.values()):,} directions"
+            )
+            write_atomically(bench.folder / STATE, save(fitted.posterior.tensors()))
+        wait_for_all()
+        return fitted
 
     def load(self, model: Any, folder: Path) -> LaplaceModel:
-        """Put the adapter and the Gaussian around it back on a fresh base model."""
-        model = load_adapter(model, folder)
-        return LaplaceModel(model, self._saved(model, folder))
+        """Put the adapter and the Gaussian around it back on a fresh base model.
 
-    def _saved(self, model: Any, folder: Path) -> Posterior:
+        Raises UserError where the Gaussian's file is missing, damaged or another adapter's.
+        """
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         from uq4ct.laplace.linearised import lora_weights
         from uq4ct.laplace.posterior import Posterior
 
-        shapes = {name: tuple(part.weight.shape) for name, part in lora_weights(model, self.scope).items()}
-        return Posterior.of_tensors(load_file(folder / STATE), shapes)
+        model = load_adapter(model, folder)
+        weights = lora_weights(model, self.scope)
+        shapes = {name: (linear.out_features, linear.in_features) for name, linear in weights.items()}
+        path = folder / STATE
+        try:
+            posterior = Posterior.of_tensors(load_file(path, device=str(model.device)), shapes)
+        except (OSError, SafetensorError, UserError) as error:
+            raise UserError(f"{path}: cannot be used ({error}); restore the run from a copy") from error
+        return LaplaceModel(model, weights, posterior)
 
     def predict(
         self,
@@ -120,56 +141,76 @@ class Laplace(LoraMethod):
         batch_size: int = 32,
         progress: Progress | None = None,
     ) -> Prediction:
-        """Return draws of the logits (``mc``), or their mean probabilities as one sample."""
-        from uq4ct.laplace.linearised import lora_weights
+        """Return draws of the logits (``mc``), or their approximate mean probabilities as one sample."""
         from uq4ct.laplace.predictive import gaussian_logits
 
-        weights = lora_weights(model.model, self.scope)
-        found = gaussian_logits(
-            model.model, weights, model.posterior, examples, pad_token_id, batch_size=batch_size, progress=progress
+        logits = gaussian_logits(
+            model.model,
+            model.weights,
+            model.posterior,
+            examples,
+            pad_token_id,
+            batch_size=batch_size,
+            progress=progress,
         )
-        mask = found.mask.numpy()
-        logits = np.where(mask[:, None], self._linked(found), -np.inf)
-        mass = None if found.letter_mass is None else found.letter_mass.numpy()
-        return Prediction(tuple(ids), logits, mask, letter_mass=mass)
+        return self._linked(logits, ids)
 
-    def _linked(self, found: GaussianLogits, prior: int = 0) -> np.ndarray:
-        from uq4ct.laplace import predictive
+    def _linked(self, logits: GaussianLogits, ids: Sequence[str], prior: int = 0) -> Prediction:
+        from uq4ct.laplace.predictive import bridge, monte_carlo, probit
 
         if self.link == "mc":
-            return predictive.monte_carlo(found, self.draws, prior=prior).numpy()
-        return getattr(predictive, self.link)(found, prior)[:, None].numpy()
+            samples = monte_carlo(logits, self.draws, prior=prior)
+        else:
+            samples = {"probit": probit, "bridge": bridge}[self.link](logits, prior)[:, None]
+        mass = None if logits.letter_mass is None else logits.letter_mass.numpy()
+        return Prediction(tuple(ids), samples.numpy(), logits.mask.numpy(), letter_mass=mass)
 
-    def _best_on(self, bench: Bench, model: Any, posterior: Posterior) -> float:
-        """Return, of 41 prior variances from 1e-4 to 1e4, that of the lowest NLL on the calibration questions."""
-        from uq4ct.laplace.linearised import lora_weights
+    def _prior_variance(self, flat: LaplaceModel, bench: Bench) -> float:
+        if self.prior == "marglik":
+            return flat.posterior.most_probable_variance()
+        if isinstance(self.prior, float):
+            return 1 / self.prior
         from uq4ct.laplace.predictive import gaussian_logits
 
-        variances = np.logspace(-4, 4, 41).tolist()
-        weights = lora_weights(model, self.scope)
-        found = gaussian_logits(model, weights, posterior, bench.calibration, bench.pad_token_id, variances=variances)
-        answer = np.array([example["answer"] for example in bench.calibration])
-        mask, rows = found.mask.numpy(), np.arange(len(answer))
-        losses = []
-        for prior in range(len(variances)):
-            logits = np.where(mask[:, None], self._linked(found, prior), -np.inf)
-            chances = Prediction(tuple(map(str, rows)), logits, mask).probabilities[rows, answer]
-            losses.append(-np.log(np.maximum(chances, 1e-300)).mean())
+        variances = (1 / PRIORS).tolist()
+        logits = gaussian_logits(
+            flat.model,
+            flat.weights,
+            flat.posterior,
+            bench.calibration,
+            bench.pad_token_id,
+            batch_size=bench.train.per_device_train_batch_size,
+            variances=variances,
+            progress=_Lines("calibration questions"),
+        )
+        answers = [example["answer"] for example in bench.calibration]
+        ids = [""] * len(answers)
+        losses = [_loss(self._linked(logits, ids, prior), answers) for prior in range(len(variances))]
         return variances[int(np.argmin(losses))]
 
 
+def _loss(prediction: Prediction, answers: Sequence[int]) -> float:
+    """Return the mean NLL of the averaged probabilities, in nats."""
+    from scipy.special import logsumexp
+
+    samples = prediction.log_probs[np.arange(len(answers)), :, answers]
+    return float(np.log(samples.shape[1]) - logsumexp(samples, axis=1).mean())
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 class _Lines:
-    """Print progress with the time left about every ten seconds."""
+    """Say every ten seconds how far a pass is, and the time left."""
 
     def __init__(self, title: str):
-        import time
-
-        self.title, self.clock, self.started = title, time.monotonic, time.monotonic()
-        self.printed = self.started
+        self.title = title
+        self.started = self.said = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
-        now = self.clock()
-        if now - self.printed > 10 or done == total:
+        now = time.monotonic()
+        if (now - self.said > 10 or done == total) and is_main_process():
             left = (now - self.started) / done * (total - done)
-            print(f"{self.title}: {done:,} of {total:,} questions, {left:.0f} s left", file=sys.stderr, flush=True)
-            self.printed = now
+            _say(f"laplace: {self.title} {done:,}/{total:,}, about {left:.0f} s left")
+            self.said = now
