@@ -153,18 +153,18 @@ def test_without_data_the_posterior_becomes_the_prior(tmp_path):
         model,
         questions(8),
         PLAIN,
-        trainer=partial(BackpropTrainer, **{**SETTINGS, "kl_weight": 1e6, "std_learning_rate": 0.01}),
-        max_steps=150,
+        trainer=partial(BackpropTrainer, **{**SETTINGS, "kl_weight": 1e6, "std_learning_rate": 0.02}),
+        max_steps=50,
         per_device_train_batch_size=1,
         gradient_accumulation_steps=1,
-        learning_rate=0.01,
+        learning_rate=0.02,
         max_grad_norm=0.0,
-        logging_steps=150,
+        logging_steps=50,
     )
     for name, std in load_file(tmp_path / "state.safetensors").items():
-        assert torch.allclose(std, torch.full_like(std, 0.2), rtol=0.02)
+        assert torch.allclose(std, torch.full_like(std, 0.2), rtol=0.1)
         mean = model.get_parameter(name.replace("lora_A", "lora_A.default"))
-        assert mean.abs().max() < 0.02
+        assert mean.abs().max() < 0.05
 
 
 def test_gradient_checkpointing_recomputes_with_the_same_draw(tmp_path):
