@@ -1,6 +1,6 @@
 """Bayes by backpropagation for LoRA (BLoB, Wang et al. 2024): A is Gaussian, B is not, both learned by gradients.
 
-q(A) = N(M, diag(G^4)): standard deviation G^2, prior N(0, sigma_p^2) on every entry of A (their Eqs. 4 to 7).
+q(A) = N(M, diag(G^4)): standard deviation G^2, prior N(0, sigma_p^2) on every entry of A.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class GaussianLinear(nn.Linear):
     """LoRA's A with random entries: weight M and, of the same shape, ``root_std`` G.
 
     In training every question of the batch meets a draw of its own, the same for all of its tokens, at the price of one
-    (Flipout, Wen et al. 2018): x (M + r s^T * G^2 * noise)^T with signs r, s per question. In evaluation it is x M^T.
+    (Flipout, Wen et al. 2018): x (M + s r^T * G^2 * noise)^T with signs r, s per question. In evaluation it is x M^T.
     ``root_std`` starts uniform in [epsilon / sqrt 2, epsilon]. PEFT saves and loads both tensors.
     """
 
