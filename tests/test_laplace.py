@@ -6,6 +6,7 @@ The models are float64, but their norms compute in float32: a question alone and
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import peft
@@ -691,6 +692,27 @@ def test_marglik_is_the_default_and_is_said(tmp_path, store, capsys):
     assert "laplace: curvature 12/12, about 0 s left" in said
     precision = f"{1 / fitted.posterior.prior_variance:.4g}"
     assert f"laplace: prior precision {precision} (marglik), log evidence " in said
+
+
+def test_a_few_questions_stand_for_all(model, weights, posterior):
+    """Each question twice is the curvature of each once, times two; the prior is then chosen for all questions."""
+    twice = fit(model, weights, questions(9) * 2, 0)
+    torch.testing.assert_close(posterior.times(2).eigenvalues, twice.eigenvalues, rtol=1e-7, atol=1e-12)
+    assert posterior.times(2).log_likelihood == pytest.approx(twice.log_likelihood)
+    assert posterior.times(2).most_probable_variance() == pytest.approx(twice.most_probable_variance(), rel=1e-6)
+
+
+def test_the_seed_draws_the_questions_of_the_curvature(tmp_path, store):
+    some, more = sizes(curvature_questions=5), sizes(curvature_questions=12)
+    one, other = bench(tmp_path / "a", store=store), replace(bench(tmp_path / "b", store=store), seed=4)
+    drawn = [[example["id"] for example in some._drawn(each)] for each in (one, one, other)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert len(set(drawn[0])) == 5
+    assert more._drawn(one) is one.examples
+    fitted = some.fit(one)
+    alone = fit(fitted.model, fitted.weights, some._drawn(one), 0)
+    assert fitted.posterior.log_likelihood == pytest.approx(12 / 5 * alone.log_likelihood, rel=1e-6)
+    torch.testing.assert_close(fitted.posterior.eigenvalues, 12 / 5 * alone.eigenvalues, rtol=1e-4, atol=1e-9)
 
 
 def test_memory_is_said_before_the_fit():

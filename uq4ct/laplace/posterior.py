@@ -101,6 +101,14 @@ class Posterior:
             low, high = (middle, high) if self.evidence_slope(math.exp(middle)) > 0 else (low, middle)
         return math.exp((low + high) / 2)
 
+    def times(self, factor: float) -> Posterior:
+        """Return what ``factor`` times as many questions of the same kind would give: curvature and likelihood grow."""
+        blocks = {
+            name: block._replace(outputs=block.outputs._replace(values=factor * block.outputs.values))
+            for name, block in self.blocks.items()
+        }
+        return replace(self, blocks=blocks, log_likelihood=factor * self.log_likelihood)
+
     def with_prior(self, variance: float) -> Posterior:
         """Return the posterior under another prior variance."""
         return replace(self, prior_variance=variance)

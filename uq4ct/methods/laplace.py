@@ -41,7 +41,8 @@ class Laplace(LoraMethod):
     ``fisher`` takes the expectation over answers exactly or by one sample; ``tokens`` are those whose curvature counts.
     Sides of a factor above ``full_below`` keep ``kfac_rank`` eigenvectors, so that the paper's LoRA of rank 80 on seven
     modules fits. ``prior="marglik"`` takes the prior of the largest evidence, ``"grid"`` that of the lowest NLL on the
-    calibration split, a number is the prior precision itself. ``link`` turns Gaussian logits into probabilities: ``mc``
+    calibration split, a number is the prior precision itself. ``curvature_questions`` are so many training questions,
+    drawn by the seed, that stand for all; None takes all. ``link`` turns Gaussian logits into probabilities: ``mc``
     (``draws`` of them, averaged after the softmax; best a power of two), ``probit`` or ``bridge``.
     """
 
@@ -53,6 +54,7 @@ class Laplace(LoraMethod):
     tokens: Literal["all_nonpad", "last"] = "all_nonpad"
     full_below: int = Field(512, ge=0)
     kfac_rank: int = Field(10, ge=1)
+    curvature_questions: int | None = Field(None, ge=1)
     prior: Literal["marglik", "grid"] | PositiveFloat = "marglik"
     link: Literal["mc", "probit", "bridge"] = "mc"
     draws: int = Field(128, ge=1, le=2**16)
@@ -72,7 +74,7 @@ class Laplace(LoraMethod):
         return [*super().notes(model), f"{self.name}: its Kronecker factors take {found}"]
 
     def fit(self, bench: Bench) -> LaplaceModel:
-        """Train, take the curvature over all training questions, choose the prior and write ``state.safetensors``.
+        """Train, take the curvature over the training questions, choose the prior and write ``state.safetensors``.
 
         Raises UserError for ``prior="grid"`` without a calibration split.
         """
@@ -85,10 +87,11 @@ class Laplace(LoraMethod):
             raise UserError("laplace: prior 'grid' needs a calibration split; set data.calibration_fraction: 0.1")
         model = train_adapter(bench, self.adapter_config(bench.model), self.objective()).model
         weights = lora_weights(model, self.scope)
+        examples = self._drawn(bench)
         flat = curvature.fit(
             model,
             weights,
-            bench.examples,
+            examples,
             bench.pad_token_id,
             fisher=self.fisher,
             tokens=self.tokens,
@@ -98,6 +101,8 @@ class Laplace(LoraMethod):
             seed=bench.seed,
             progress=_Lines("curvature"),
         )
+        if len(examples) < len(bench.examples):
+            flat = flat.times(len(bench.examples) / len(examples))
         variance = self._prior_variance(LaplaceModel(model, weights, flat), bench)
         fitted = LaplaceModel(model, weights, flat.with_prior(variance))
         if is_main_process():
@@ -109,6 +114,14 @@ class Laplace(LoraMethod):
             write_atomically(bench.folder / STATE, save(fitted.posterior.tensors()))
         wait_for_all()
         return fitted
+
+    def _drawn(self, bench: Bench) -> Sequence[Example]:
+        """Return the questions whose curvature is taken, in the order in which they stand."""
+        total = len(bench.examples)
+        if self.curvature_questions is None or self.curvature_questions >= total:
+            return bench.examples
+        places = np.random.default_rng(bench.seed).choice(total, self.curvature_questions, replace=False)
+        return [bench.examples[place] for place in sorted(places.tolist())]
 
     def load(self, model: Any, folder: Path) -> LaplaceModel:
         """Put the adapter and the Gaussian around it back on a fresh base model.
