@@ -455,6 +455,8 @@ def test_choices_that_are_texts_work_too(model, weights):
     torch.testing.assert_close(monte_carlo(again, 8).flip(0), monte_carlo(here, 8), rtol=1e-6, atol=1e-6)
     likelihood = sum(choice_logits(model, q).log_softmax(-1)[q["answer"]].item() for q in examples)
     assert posterior.log_likelihood == pytest.approx(likelihood)
+    # alone, a question has no row for a choice that only others have
+    assert apart(fit(model, weights, examples, 0, batch_size=1).eigenvalues, posterior.eigenvalues) < 1e-6
 
 
 def test_several_prior_variances_are_answered_in_one_pass(model, weights, posterior):
