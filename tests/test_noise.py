@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import peft
 import pytest
 import torch
 from scipy import stats
 from torch import nn
+from training_toys import llama
 
+from uq4ct.adapters.dropout import adapter_dropout
 from uq4ct.adapters.noise import token_keys, token_positions, uniform, watch_tokens
 
 ROWS = [[5, 9, 3, 3, 7], [5, 9, 3], [8, 1, 5, 9, 3, 3, 7, 2]]
@@ -123,6 +126,18 @@ def test_watching_notes_each_forward_pass_and_leaves_nothing_behind():
         assert torch.equal(model(input_ids=ids, attention_mask=mask.long()), token_keys(ids, mask).flatten())
         assert torch.equal(model(ids), token_keys(ids).flatten())
     assert not model._forward_pre_hooks
+
+
+def test_a_head_that_computes_the_last_tokens_alone_drops_what_it_drops_among_all():
+    config = peft.LoraConfig(r=2, lora_dropout=0.5, target_modules=["q_proj", "lm_head"], init_lora_weights=False)
+    model = peft.get_peft_model(llama(), config).eval()
+    ids, mask = padded(ROWS, "left", 9, pad=1)
+    with adapter_dropout(model, sample=0):
+        every = model(input_ids=ids, attention_mask=mask.long()).logits
+        last = model(input_ids=ids, attention_mask=mask.long(), logits_to_keep=2).logits
+    torch.testing.assert_close(last, every[:, -2:])
+    with adapter_dropout(model, sample=1):
+        assert not torch.allclose(last, model(input_ids=ids, attention_mask=mask.long(), logits_to_keep=2).logits)
 
 
 def test_noise_without_tokens_is_refused():

@@ -94,9 +94,14 @@ class Watched:
     _keys: Int[Tensor, "batch token"] | None = None
 
     def keys_for(self, tokens: tuple[int, ...]) -> Int[Tensor, "*tokens"]:
-        """Return the keys in the shape of a layer's tokens, (batch, token) or flattened."""
+        """Return the keys in the shape of a layer's tokens: (batch, token), flattened, or the last tokens of each row.
+
+        A head computes the last ones alone where no others are asked for (``logits_to_keep``).
+        """
         if self._keys is None:
             raise RuntimeError("noise by token needs a forward pass of the watched model itself, with its input_ids")
+        if len(tokens) == 2 and tokens[0] == len(self._keys) and tokens[1] < self._keys.shape[1]:
+            return self._keys[:, -tokens[1] :]
         return self._keys.reshape(tokens)
 
 

@@ -172,7 +172,13 @@ def _options(config: Config) -> dict[str, str]:
     if options.get("rank"):
         options["alpha"] = options["alpha"] or 2 * options["rank"]
         options.pop("matched_to", None)
-    return {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in options.items() if value}
+    return {name: _text(value) for name, value in options.items() if value}
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _listed(options: Mapping[str, str]) -> str:
