@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from uq4ct.encoders import draw_head, with_head
 from uq4ct.errors import UserError, did_you_mean
 from uq4ct.manifest import sha256, write_atomically, write_json
 
@@ -135,10 +136,11 @@ def train_adapter(
 ) -> Trained:
     """Train one adapter on a bench with one loss, and leave it in ``bench.folder`` in PEFT's format.
 
-    The seed covers the adapter's initialisation as well as data order and dropout. ``snapshots`` are the fractions of
-    the run, below 1, at which the adapter is wanted too. ``trainer`` builds another ``CalibratedTrainer`` from the same
-    arguments; what sets it apart must be in ``variant``, which is part of the training's identity.
+    The seed covers the adapter's initialisation, an encoder's new head, data order and dropout. ``snapshots`` are the
+    fractions of the run, below 1, at which the adapter is wanted too. ``trainer`` builds another ``CalibratedTrainer``
+    from the same arguments; what sets it apart must be in ``variant``, which is part of the training's identity.
     """
+    adapter_config = with_head(adapter_config, bench.model)
     key = training_key(bench, adapter_config, objective, variant or {})
     wanted = sorted({*bench.snapshots, *snapshots})
     place = bench.folder if bench.store is None else bench.store / key
@@ -227,6 +229,7 @@ def _train(
 
     started = time.monotonic()
     transformers.set_seed(bench.seed)
+    draw_head(bench.model, bench.seed)
     model = peft.get_peft_model(bench.model, adapter_config)
     training = (trainer or CalibratedTrainer)(
         model=model,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from uq4ct.types import Prediction, Question
 
 if TYPE_CHECKING:
     from uq4ct.prompts import Encoder
+    from uq4ct.sequences import SequenceEncoder
 
 # Probabilities of these are saved with a run and computed again when it is loaded: an adapter that is silently not
 # applied, or applied to another base, shows at once.
@@ -62,7 +64,7 @@ class UQModel:
 
     config: Config
     model: Any
-    encoder: Encoder
+    encoder: Encoder | SequenceEncoder
     rule: AbstainRule | None = None
     calibrator: Calibrator | None = None
 
@@ -74,19 +76,19 @@ class UQModel:
         the base is another model, or the fixed prompts get other probabilities than when the run was written.
         """
         from uq4ct import backbone as backbones
-        from uq4ct.prompts import Encoder
+        from uq4ct.sequences import encoder_for
 
         run = run if isinstance(run, Run) else Run.open(run)
-        config = run.config
-        backbone = backbones.load(config.model.model_copy(update={"name": base} if base else {}))
-        expected = run.facts["base"]
+        config, expected = run.config, run.facts["base"]
+        named = {"name": base or config.model.name, "kind": expected["kind"]}
+        backbone = backbones.load(config.model.model_copy(update=named), expected["classes"])
         if backbone.fingerprint != expected["fingerprint"]:
             raise UserError(
                 f"{run.folder}: fitted on base model '{expected['name']}', fingerprint "
                 f"{expected['fingerprint'][:12]}, but '{backbone.name}' has fingerprint {backbone.fingerprint[:12]}; "
                 "give the right base with --base"
             )
-        encoder = Encoder(backbone.tokenizer, config.prompt, context_length=backbone.context_length)
+        encoder = encoder_for(backbone, config.prompt)
         if encoder.hash != run.facts["prompt"]["hash"]:
             raise UserError(
                 f"{run.folder}: its prompts had hash {run.facts['prompt']['hash'][:12]}, now {encoder.hash[:12]}; "
@@ -100,9 +102,10 @@ class UQModel:
     def predict(self, question: str, choices: Sequence[str], context: str = "") -> Answer:
         """Answer one question.
 
-        Raises ValueError where it has fewer than two or more than 26 choices.
+        Raises ValueError where it has fewer than two or more than 26 choices, UserError where they are not the classes
+        of a classifier.
         """
-        labels = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(choices)])
+        labels = tuple(ascii_uppercase[: len(choices)])
         asked = Question(
             id="question", question=question, choices=tuple(map(str, choices)), labels=labels, context=context
         )
@@ -154,11 +157,18 @@ class UQModel:
 
     def fingerprint(self) -> list[list[float]]:
         """Probabilities of the fixed questions, rounded to six digits."""
-        prediction = self.predict_questions(FINGERPRINT_QUESTIONS)
+        questions = [self._with_own_choices(question) for question in FINGERPRINT_QUESTIONS]
+        prediction = self.predict_questions(questions)
         return [
             [round(float(p), 6) for p in row[: len(question.choices)]]
-            for question, row in zip(FINGERPRINT_QUESTIONS, prediction.probabilities, strict=True)
+            for question, row in zip(questions, prediction.probabilities, strict=True)
         ]
+
+    def _with_own_choices(self, question: Question) -> Question:
+        """Give a question the choices of a classifier, which knows no others."""
+        if not (classes := self.encoder.classes):
+            return question
+        return replace(question, choices=classes, labels=tuple(ascii_uppercase[: len(classes)]))
 
     def check_fingerprint(self, run: Run) -> None:
         """Raise UserError where the fixed questions get other probabilities than when the run was written."""

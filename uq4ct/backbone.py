@@ -7,14 +7,25 @@ import importlib.util
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from uq4ct.encoders import (
+    Kind,
+    complete_head,
+    head_for,
+    head_modules,
+    kind_for,
+    loader_of,
+    note_new_modules,
+    positions_taken,
+    weights_of,
+)
 from uq4ct.errors import UserError
 from uq4ct.manifest import sha256
 
@@ -30,6 +41,9 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     name: str = Field(default="tiny", description="tiny (bundled), a folder, or a hub id")
+    kind: Literal["auto", "causal", "multiple_choice", "classification"] = Field(
+        default="auto", description="How it answers; auto: by its architecture, and by data.choices for an encoder"
+    )
     revision: str | None = Field(default=None, description="Commit, tag or branch on the hub")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     quantization: Literal["none", "nf4", "int8"] = "none"
@@ -40,8 +54,9 @@ class ModelConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Backbone:
-    """A frozen causal language model and its tokenizer, with what identifies them.
+    """A frozen base model and its tokenizer, with what identifies them.
 
+    ``kind`` says how it answers; ``classes`` are what the head of a classifier tells apart, in the head's order.
     ``name`` is the hub id, the folder or "tiny"; ``revision`` the hub's commit, None for a folder; ``dtype`` that of
     the computation; ``context_length`` the most tokens the model takes, None where its configuration does not say.
     """
@@ -55,6 +70,8 @@ class Backbone:
     parameters: int
     context_length: int | None
     files: tuple[Path, ...]
+    kind: Kind = "causal"
+    classes: tuple[str, ...] = ()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -76,6 +93,8 @@ class Backbone:
             "parameters": self.parameters,
             "context_length": self.context_length,
             "fingerprint": self.fingerprint,
+            "kind": self.kind,
+            "classes": list(self.classes),
         }
 
 
@@ -91,47 +110,69 @@ class Outline:
     identity: str
     parameters: int
     context_length: int | None
+    kind: Kind = "causal"
+    classes: tuple[str, ...] = ()
 
 
-def outline(config: ModelConfig) -> Outline:
+def kind(config: ModelConfig, fixed_choices: bool = False) -> Kind:
+    """Return how the base model of a configuration answers; only its config.json is read.
+
+    An encoder is a classifier where ``fixed_choices`` says that every question has the same ones (``data.choices``), or
+    where it was saved as one; else it scores pairs of question and choice. Raises UserError for a model that cannot
+    answer, or not in the way that ``model.kind`` asks for.
+    """
+    source = _source(config)
+    return kind_for(source, _settings(source, config)[0], config.kind, fixed_choices)
+
+
+def outline(config: ModelConfig, classes: Sequence[str] = ()) -> Outline:
     """Read all of a base model but its weights: enough to check a method, prompts and cost in a second.
 
-    Raises UserError as ``load`` does, where the weights are not needed to see it.
+    ``classes`` as in ``load``. Raises UserError as ``load`` does, where the weights are not needed to see it.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     _check_quantization(config)
     source = _source(config)
     settings, commit = _settings(source, config)
-    _check_is_causal(source, settings)
+    kind = _known_kind(source, settings, config, bool(classes))
     tokenizer = _tokenizer(source, commit, config)
+    classes, trained = head_for(settings, kind, classes)
+    if kind == "classification":
+        settings.num_labels = len(classes)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(settings, trust_remote_code=config.trust_remote_code)
+        model = loader_of(kind).from_config(settings, trust_remote_code=config.trust_remote_code)
     _check_tokenizer_fits(source, tokenizer, model)
+    if kind != "causal" and not trained:
+        note_new_modules(model, weights_of(model, head_modules(model)))
     return Outline(
         model=model.eval(),
         tokenizer=tokenizer,
         identity=_fingerprint(_files(source, commit, config)) if Path(source).is_dir() else f"{source}@{commit}",
         parameters=model.num_parameters(),
         context_length=_context_length(settings),
+        kind=kind,
+        classes=tuple(classes),
     )
 
 
-def load(config: ModelConfig | None = None) -> Backbone:
+def load(config: ModelConfig | None = None, classes: Sequence[str] = ()) -> Backbone:
     """Load the base model and tokenizer of a configuration, frozen and in evaluation mode.
 
-    Only safetensors are read. Raises UserError where the model cannot be found, is not a causal language model, lacks
-    weights, or does not fit its tokenizer.
+    ``classes`` are the choices that a classifier's head tells apart; where the checkpoint has a head that was trained
+    on the same names, in whatever order, that head is kept. What an encoder's head lacks is drawn, always the same.
+    Only safetensors are read. Raises UserError where the model cannot be found, is neither a causal language model nor
+    a known encoder, lacks weights, or does not fit its tokenizer.
     """
     config = config or ModelConfig()
     _check_quantization(config)
     source = _source(config)
     settings, commit = _settings(source, config)
-    _check_is_causal(source, settings)
+    kind = _known_kind(source, settings, config, bool(classes))
     files = _files(source, commit, config)
     tokenizer = _tokenizer(source, commit, config)
-    model = _model(source, commit, config, settings)
+    classes, trained = head_for(settings, kind, classes)
+    model = _model(source, commit, config, settings, kind, None if trained else len(classes))
     _check_tokenizer_fits(source, tokenizer, model)
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token  # always masked, so no new token is needed
@@ -145,7 +186,19 @@ def load(config: ModelConfig | None = None) -> Backbone:
         parameters=model.num_parameters(),
         context_length=_context_length(settings),
         files=files,
+        kind=kind,
+        classes=tuple(classes),
     )
+
+
+def _known_kind(source: str, settings: Any, config: ModelConfig, fixed_choices: bool) -> Kind:
+    kind = kind_for(source, settings, config.kind, fixed_choices)
+    if kind != "causal" and config.quantization != "none":
+        raise UserError(
+            f"model.quantization: {config.quantization} is for causal language models; an encoder's head is trained in "
+            "full, and encoders are small; set model.quantization: none"
+        )
+    return kind
 
 
 def _check_quantization(config: ModelConfig) -> None:
@@ -217,33 +270,6 @@ def _settings(source: str, config: ModelConfig) -> tuple[Any, str | None]:
     return settings, getattr(settings, "_commit_hash", None)
 
 
-_ENCODER_ENDINGS = ("ForMaskedLM", "ForPreTraining", "ForSequenceClassification", "ForTokenClassification")
-
-
-def _check_is_causal(source: str, settings: Any) -> None:
-    """Refuse encoders and encoder-decoders: the answer is read after the prompt, from a model that only looks back."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    names = [str(name) for name in settings.architectures or ()]
-    kind = f"model.name: {source} is a {settings.model_type} model ({', '.join(names) or 'no architecture named'})"
-    if getattr(settings, "is_encoder_decoder", False):
-        raise UserError(f"{kind}: an encoder-decoder; give a causal language model such as Llama, Mistral or Qwen")
-    custom = "AutoModelForCausalLM" in (getattr(settings, "auto_map", None) or {})
-    if type(settings) not in MODEL_FOR_CAUSAL_LM_MAPPING and not custom:
-        raise UserError(f"{kind}: not a causal language model; give one such as Llama, Mistral or Qwen")
-    bidirectional = settings.model_type in _ENCODERS and not getattr(settings, "is_decoder", False)
-    if bidirectional or (names and all(name.endswith(_ENCODER_ENDINGS) for name in names)):
-        raise UserError(f"{kind}: an encoder, not a causal language model; give one such as Llama, Mistral or Qwen")
-
-
-# Families with a causal class in transformers that look both ways unless is_decoder is set.
-_ENCODERS = (
-    *("bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert"),
-    *("rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer"),
-    *("xlm", "xlm-roberta", "xlm-roberta-xl", "xlnet", "xmod"),
-)
-
-
 def _files(source: str, commit: str | None, config: ModelConfig) -> tuple[Path, ...]:
     """Return the configuration and weight files, downloading them where the source is a hub id."""
     folder = Path(source)
@@ -300,17 +326,20 @@ def _as_its_file_says(tokenizer: Any, source: str, options: dict[str, Any]) -> A
     return tokenizer if own(_PROBE)["input_ids"] == tokenizer(_PROBE)["input_ids"] else own
 
 
-def _model(source: str, commit: str | None, config: ModelConfig, settings: Any) -> Any:
-    """Load the weights, freeze them, and refuse a model of which a part is missing."""
+def _model(
+    source: str, commit: str | None, config: ModelConfig, settings: Any, kind: Kind, new_head: int | None
+) -> Any:
+    """Load the weights, freeze them, and refuse a model of which a part is missing; ``new_head`` counts its classes."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    device, loader = _device(config), cast(Any, AutoModelForCausalLM)
+    device, loader = _device(config), loader_of(kind)
     options: dict[str, Any] = {"dtype": _dtype(config, settings, device), "use_safetensors": True}
     if config.attn_implementation:
         options["attn_implementation"] = config.attn_implementation
     if config.quantization != "none":
         options |= {"quantization_config": _quantization(config, options["dtype"]), "device_map": {"": device}}
+    if new_head is not None:
+        options |= {"ignore_mismatched_sizes": True, **({"num_labels": new_head} if new_head else {})}
     try:
         model, report = loader.from_pretrained(
             source,
@@ -323,10 +352,13 @@ def _model(source: str, commit: str | None, config: ModelConfig, settings: Any) 
         raise
     except Exception as error:
         raise _explained(source, config, error) from error
-    if absent := sorted({*report["missing_keys"], *(str(key[0]) for key in report["mismatched_keys"])}):
+    absent = {*report["missing_keys"], *(str(key[0]) for key in report["mismatched_keys"])}
+    if kind != "causal":
+        absent = complete_head(model, absent, renew=new_head is not None)
+    if absent:
         raise UserError(
-            f"model.name: {source} lacks {len(absent)} of the model's weights, among them {', '.join(absent[:3])}; "
-            "they would be random numbers. Copy the model again"
+            f"model.name: {source} lacks {len(absent)} of the model's weights, among them "
+            f"{', '.join(sorted(absent)[:3])}; they would be random numbers. Copy the model again"
         )
     if config.quantization == "none":
         model = model.to(device)
@@ -388,7 +420,7 @@ def _context_length(settings: Any) -> int | None:
     text = settings.get_text_config() if hasattr(settings, "get_text_config") else settings
     for name in ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length"):
         if isinstance(length := getattr(text, name, None), int) and length > 0:
-            return length
+            return length - positions_taken(text)
     return None
 
 

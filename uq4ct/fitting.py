@@ -15,9 +15,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from uq4ct import data, predictions
-from uq4ct.adapting import Bench, check_training_options, is_main_process, remove_checkpoints, wait_for_all
+from uq4ct.adapting import (
+    Bench,
+    TrainConfig,
+    check_training_options,
+    is_main_process,
+    remove_checkpoints,
+    wait_for_all,
+)
 from uq4ct.answering import UQModel
 from uq4ct.config import Config
+from uq4ct.encoders import new_modules
 from uq4ct.errors import UserError
 from uq4ct.manifest import MANIFEST, sha256, verify_manifest, write_atomically, write_json, write_manifest
 from uq4ct.posthoc import Calibrator, calibrator
@@ -27,6 +35,7 @@ from uq4ct.types import Prediction, Question
 if TYPE_CHECKING:
     from uq4ct.backbone import Backbone
     from uq4ct.prompts import Encoder
+    from uq4ct.sequences import SequenceEncoder
 
 
 class Prepared(NamedTuple):
@@ -37,7 +46,7 @@ class Prepared(NamedTuple):
     examples: list[dict[str, Any]]
     calibration_examples: list[dict[str, Any]]
     backbone: Backbone
-    encoder: Encoder
+    encoder: Encoder | SequenceEncoder
     notes: tuple[str, ...]
 
 
@@ -46,10 +55,10 @@ def prepare(config: Config) -> Prepared:
 
     Raises UserError with every bad row, or for a base model or tokenizer that cannot serve.
     """
-    from uq4ct import backbone as backbones
-    from uq4ct.prompts import Encoder
+    from uq4ct.sequences import encoder_for
 
     questions = data.load(config.data.source, root=config.data.root, config=config.data, training=True)
+    backbone = _base_model(config, questions.questions)
     fit, calibration = data.calibration_split(questions, config=config.data, seed=config.output.seed)
     questions = replace(questions, questions=fit)
     if config.method.posthoc and not calibration:
@@ -57,14 +66,39 @@ def prepare(config: Config) -> Prepared:
             f"method {config.method.label}: '{config.method.posthoc}' is fitted on the calibration split and there is "
             "none; set data.calibration_fraction, for example 0.1 (preset paper has none)"
         )
-    backbone = backbones.load(config.model)
-    encoder = Encoder(backbone.tokenizer, config.prompt, context_length=backbone.context_length)
+    encoder = encoder_for(backbone, config.prompt)
     config.method.check(backbone.model)
     check_training_options(config.train, use_cpu=backbone.model.device.type == "cpu")
     examples, notes = encoder.encode_training(questions.questions)
     asked = encoder.encode_all(calibration)
-    notes = (*questions.notes, *notes, *config.method.notes(backbone.model))
+    notes = (*questions.notes, *_kind_notes(config, backbone), *notes, *config.method.notes(backbone.model))
     return Prepared(questions, calibration, examples, asked, backbone, encoder, notes)
+
+
+def _base_model(config: Config, questions: Sequence[Question]) -> Backbone:
+    """Load the base model, a classifier with the choices that all questions have."""
+    from uq4ct import backbone as backbones
+    from uq4ct.sequences import classes_of
+
+    kind = backbones.kind(config.model, fixed_choices=config.data.choices is not None)
+    classes = classes_of(questions) if kind == "classification" else ()
+    return backbones.load(config.model.model_copy(update={"kind": kind}), classes)
+
+
+def _kind_notes(config: Config, backbone: Backbone) -> list[str]:
+    """Say what an encoder was taken for, and that the steps of a causal model are small for its new head."""
+    if backbone.kind == "causal":
+        return []
+    classes = ", ".join(backbone.classes)
+    does = f"tells {classes} apart" if classes else "scores every pair of question and choice"
+    notes = [f"model.kind: {backbone.kind}: {backbone.name} is an encoder, its head {does}"]
+    usual = TrainConfig.model_fields["learning_rate"].default
+    if new_modules(backbone.model) and config.train.learning_rate <= usual:
+        notes.append(
+            f"train.learning_rate: {config.train.learning_rate:g} is small for the new head of an encoder; "
+            "--preset encoder sets 1e-3 with warm-up and linear decay"
+        )
+    return notes
 
 
 def train(
@@ -213,12 +247,7 @@ def _facts(ready: Prepared, config: Config, fitted: UQModel, folder: Path, secon
             "skipped": len(ready.questions.skipped),
         },
         "base": ready.backbone.description,
-        "prompt": {
-            "pack": config.prompt.pack,
-            "scoring": config.prompt.scoring,
-            "hash": ready.encoder.hash,
-            "letters": dict(ready.encoder.letters),
-        },
+        "prompt": ready.encoder.description,
         "trainable_parameters": config.method.trainable_parameters(folder),
         "extra_bytes": sum(file.stat().st_size for file in folder.rglob("*.safetensors") if _is_kept(folder, file)),
         "seconds": round(seconds, 1),

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from uq4ct.config import Config
+from uq4ct.encoders import tokens_of, with_head
 from uq4ct.fitting import Prepared, prepare
 
 Say = Callable[[str], None]
@@ -38,7 +39,7 @@ def run(resolve: Callable[[], Config], say: Say) -> None:
     tokens = (
         f"{letters} (distinct, one token each); mass on letters {mass:.2f} over {samples} prompts"
         if letters
-        else "scored by the text of the choices"
+        else ready.encoder.reading
     )
     say(f"[4/6] answer tokens  ok   {tokens}")
     lengths = np.array([len(example["input_ids"]) for example in ready.examples])
@@ -46,6 +47,7 @@ def run(resolve: Callable[[], Config], say: Say) -> None:
     say(f"[5/6] prompt         ok   {middle:.0f} tokens in the middle, 99 % up to {most:.0f}, cut-off {cut_off}:")
     for line in ready.encoder.render(ready.questions.questions[0]).splitlines():
         say(f"                          | {line}")
+    lengths = np.array([tokens_of(example) for example in ready.examples])
     say(f"[6/6] memory, time   ok   {_cost(config, ready, lengths, seconds)}")
 
 
@@ -100,5 +102,5 @@ def _trainable(config: Config, ready: Prepared) -> int:
         adapter = config.method.adapter_config(ready.backbone.model)
     except TypeError:
         return 0
-    model = peft.get_peft_model(ready.backbone.model, adapter)
+    model = peft.get_peft_model(ready.backbone.model, with_head(adapter, ready.backbone.model))
     return sum(p.numel() for p in model.parameters() if p.requires_grad)

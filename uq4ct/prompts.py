@@ -151,17 +151,30 @@ class Encoder:
         self.pack = PACKS[self.config.pack]
         if self.config.pack == "chat" and not getattr(tokenizer, "chat_template", None):
             raise UserError(
-                f"prompt.pack: chat needs a tokenizer with a chat template, and that of {_name(tokenizer)} has none; "
+                f"prompt.pack: chat needs a tokenizer with a chat template, and that of {name_of(tokenizer)} has none; "
                 "use prompt.pack: plain"
             )
         self._template = _undated(tokenizer.get_chat_template()) if self.config.pack == "chat" else None
-        self.pad_token_id = _pad_token_id(tokenizer)
+        self.pad_token_id = padding_of(tokenizer)
         self._start = _start_ids(tokenizer)
         self.letters: dict[str, int] = {}
         self._joiner = self.pack.joiners[0]
         if self.config.scoring == "letters":
             self._joiner, self.letters = self._find_letters()
         self._proved: set[int] = set()  # numbers of choices for which every letter was checked in context
+
+    classes: tuple[str, ...] = ()  # only an encoder's head is tied to a data set's choices
+
+    @property
+    def reading(self) -> str:
+        """How an answer is read where it is not by letters."""
+        return "scored by the text of the choices"
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What a run records of its prompts."""
+        letters = dict(self.letters)
+        return {"pack": self.config.pack, "scoring": self.config.scoring, "hash": self.hash, "letters": letters}
 
     @property
     def hash(self) -> str:
@@ -209,7 +222,7 @@ class Encoder:
         """
         examples, problems, _ = self._encode(questions, None)
         if problems:
-            raise UserError(_capped(problems))
+            raise UserError(capped(problems))
         return examples
 
     def encode_training(self, questions: Sequence[Question]) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
@@ -219,7 +232,7 @@ class Encoder:
         """
         examples, problems, shortened = self._encode(questions, self.config.max_length)
         if problems:
-            raise UserError(_capped(problems))
+            raise UserError(capped(problems))
         notes = []
         if shortened:
             notes.append(
@@ -272,7 +285,7 @@ class Encoder:
         if self.config.scoring == "letters" and count > len(self.letters):
             return (
                 f"{place}: {count} choices, but only {', '.join(self.letters)} are single tokens of the tokenizer of "
-                f"{_name(self.tokenizer)}; set prompt.scoring: options"
+                f"{name_of(self.tokenizer)}; set prompt.scoring: options"
             )
         if self.config.pack == "chat" and (found := self._control_token(prompt.question)):
             return f"{place}: the text contains the control token {found!r} of the chat template; remove it"
@@ -337,7 +350,7 @@ class Encoder:
         if len(best[1]) < 2:
             raise UserError(
                 "prompt.scoring: letters needs each letter to be one token of its own after the prompt, but the "
-                f"tokenizer of {_name(self.tokenizer)} gives {', '.join(seen)}; set prompt.scoring: options, which "
+                f"tokenizer of {name_of(self.tokenizer)} gives {', '.join(seen)}; set prompt.scoring: options, which "
                 "scores the text of the choices"
             )
         return best
@@ -368,7 +381,7 @@ class Encoder:
             {
                 "input_ids": prompt.ids,
                 "choice_ids": tokens[: len(prompt.question.choices)],
-                "answer": _answer(prompt.question),
+                "answer": answer_of(prompt.question),
             }
             for prompt in prompts
         ]
@@ -385,11 +398,11 @@ class Encoder:
                 ids = next(joint)
                 if ids[:start] != prompt.ids or len(ids) == start:
                     problems.append(
-                        f"{prompt.place}: the tokenizer of {_name(self.tokenizer)} joins the end of the prompt with "
+                        f"{prompt.place}: the tokenizer of {name_of(self.tokenizer)} joins the end of the prompt with "
                         f"the choice {choice!r:.60} ({self._tail(prompt.ids, ids)}); use another prompt.pack"
                     )
                 options.append(ids[start:])
-            examples.append({"input_ids": prompt.ids, "option_ids": options, "answer": _answer(prompt.question)})
+            examples.append({"input_ids": prompt.ids, "option_ids": options, "answer": answer_of(prompt.question)})
         return examples
 
 
@@ -404,7 +417,8 @@ def _undated(template: str) -> str:
     return macro + template if "strftime_now" in template else template
 
 
-def _answer(question: Question) -> int:
+def answer_of(question: Question) -> int:
+    """Return the index of the gold choice, -100 where it is unknown."""
     return -100 if question.answer is None else question.answer
 
 
@@ -425,7 +439,8 @@ def _start_ids(tokenizer: Any) -> list[int]:
     return [token for i, token in enumerate(full[:at]) if i == 0 or token != full[i - 1]]
 
 
-def _pad_token_id(tokenizer: Any) -> int:
+def padding_of(tokenizer: Any) -> int:
+    """Return the token to pad with; it is masked everywhere."""
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if token is not None:
             return int(token)
@@ -442,10 +457,12 @@ def _cut(context: str, characters: int) -> str:
     return kept.rstrip()
 
 
-def _capped(problems: list[str]) -> list[str]:
+def capped(problems: list[str]) -> list[str]:
+    """Return the first problems, and how many more there are."""
     more = len(problems) - _PROBLEMS_SHOWN
     return problems if more <= 0 else [*problems[:_PROBLEMS_SHOWN], f"... and {more} more prompts"]
 
 
-def _name(tokenizer: Any) -> str:
+def name_of(tokenizer: Any) -> str:
+    """Return a tokenizer's name as a message shows it."""
     return f"'{getattr(tokenizer, 'name_or_path', '') or type(tokenizer).__name__}'"

@@ -12,9 +12,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from uq4ct.adapters.router import LayerRouting, record_routing
+from uq4ct.encoders import Kind, has_segments, kind_of, positions_taken
 from uq4ct.errors import UserError
 from uq4ct.losses.balance import expert_counts
 from uq4ct.losses.calibration import FeuTokens, functional_uncertainty
+from uq4ct.losses.checks import require
 from uq4ct.losses.objective import Objective
 
 Example = Mapping[str, Any]
@@ -28,13 +30,19 @@ class Scores(NamedTuple):
     ``choice_logits`` are float32 (float64 for a float64 model), ``-inf`` where an item has no such choice.
     ``log_normalizer`` is the logsumexp over the vocabulary at the answer position, so that
     ``exp(logsumexp(choice_logits) - log_normalizer)`` is the letter mass; for option texts, whose choice logits are
-    summed log-likelihoods, it is 0. ``routing_mask`` marks the real prompt tokens.
+    summed log-likelihoods, it is 0, and for an encoder, which has no vocabulary to answer from, None. ``routing_mask``
+    marks the real prompt tokens; where an encoder reads a question in several rows, ``item`` is the question of each.
     """
 
     choice_logits: Float[Tensor, "batch choice"]
-    log_normalizer: Float[Tensor, " batch"]
+    log_normalizer: Float[Tensor, " batch"] | None
     routing: tuple[LayerRouting, ...]
-    routing_mask: Bool[Tensor, "batch token"]
+    routing_mask: Bool[Tensor, "row token"]
+    item: Int[Tensor, " row"] | None = None
+
+    def of_rows(self, of_items: Tensor) -> Tensor:
+        """Give every row of the routing what its question has."""
+        return of_items if self.item is None else of_items[self.item]
 
 
 class Losses(NamedTuple):
@@ -61,7 +69,7 @@ def uq4ct_loss(
     share of the examples, as ``CalibratedTrainer`` does.
     """
     scores = score(model, batch)
-    terms = objective.terms(*scores[:2], batch["answer"], *scores[2:])
+    terms = objective.terms(*scores[:2], batch["answer"], *scores[2:4], item=scores.item)
     answer, zero = terms.answer.mean(), terms.answer.new_zeros(())
     calibration = None if terms.calibration is None else terms.calibration.mean()
     loss = objective.combine(
@@ -88,7 +96,7 @@ def collate(examples: Sequence[Example], pad_token_id: int, padding_side: str = 
     (batch, choice), ``answer`` (batch). Options (``option_ids``): ``input_ids``, ``attention_mask`` and
     ``option_mask``, true on the option's own tokens, (batch, choice, token), with ``choice_mask`` and ``answer`` as
     before. Both carry ``answer_window``, true where a logit is needed, over only as many last positions as needed: its
-    width tells how many logits to compute without waiting for the device.
+    width tells how many logits to compute without waiting for the device. ``padding_side`` as ``padding_side_of`` says.
 
     >>> batch = collate([{"input_ids": [5, 6, 7], "choice_ids": [1, 2, 3], "answer": 2},
     ...                  {"input_ids": [5, 6], "choice_ids": [1, 2], "answer": 0}], pad_token_id=0)
@@ -112,8 +120,10 @@ def score(model: nn.Module, batch: Mapping[str, Tensor]) -> Scores:
 
     The model may be any causal LM, wrapped by PEFT or DDP or not. Logits are computed at the answer position only where
     the model can (``logits_to_keep``), the softmax is float32 whatever the model's dtype, and position ids follow the
-    mask where the model takes them, so that padding changes nothing.
+    mask where the model takes them, so that padding changes nothing. Of an encoder the head's scores are read.
     """
+    if (kind := kind_of(_base(model))) != "causal":
+        return _score_by_head(model, batch, kind)
     if "option_mask" in batch:
         return _score_options(model, batch)
     mask = batch["attention_mask"].bool()
@@ -162,7 +172,7 @@ def in_batches(
     """
     check_lengths(model, examples)
     by_length = sorted(range(len(examples)), key=lambda row: -length(examples[row]))
-    device = next(model.parameters()).device
+    device, side = next(model.parameters()).device, padding_side_of(model)
     done: dict[int, Row] = {}
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -170,7 +180,7 @@ def in_batches(
         while len(done) < len(examples):
             rows = by_length[len(done) : len(done) + batch_size]
             try:
-                batch = collate([examples[row] for row in rows], pad_token_id)
+                batch = collate([examples[row] for row in rows], pad_token_id, side)
                 found = work({name: tensor.to(device) for name, tensor in batch.items()})
             except torch.OutOfMemoryError:
                 if batch_size == 1:
@@ -208,7 +218,22 @@ def context_length(model: nn.Module) -> int | None:
     if hasattr(config, "get_text_config"):
         config = config.get_text_config()
     limit = getattr(config, "max_position_embeddings", None)
-    return limit if isinstance(limit, int) else None
+    return limit - positions_taken(config) if isinstance(limit, int) else None
+
+
+def padding_side_of(model: nn.Module) -> str:
+    """Return where batches for a model are padded: an encoder's head reads the first token, so behind the text."""
+    return "left" if kind_of(_base(model)) == "causal" else "right"
+
+
+def items_of_rows(model: nn.Module, batch: Mapping[str, Tensor]) -> Int[Tensor, " row"] | None:
+    """Return the question of each row that the model sees of a batch, or None where each question is one row."""
+    if "option_mask" not in batch:
+        return None
+    there = batch["choice_mask"]
+    if kind_of(_base(model)) == "causal":
+        there = torch.ones_like(there)
+    return there.nonzero()[:, 0]
 
 
 def _collate_letters(examples: Sequence[Example], pad_token_id: int, side: str) -> Batch:
@@ -220,7 +245,15 @@ def _collate_letters(examples: Sequence[Example], pad_token_id: int, side: str) 
         "choice_ids": choice_ids,
         "choice_mask": choice_mask,
         "answer_window": _window(_ends(mask)),
+        **_segments(examples, side),
     }
+
+
+def _segments(examples: Sequence[Example], side: str) -> Batch:
+    """Return which of two texts each token of an encoder's sequences belongs to, where the examples say so."""
+    if "segment_ids" not in examples[0]:
+        return {}
+    return {"segment_ids": _pad([example["segment_ids"] for example in examples], 0, side)[0]}
 
 
 def _collate_options(examples: Sequence[Example], pad_token_id: int, side: str) -> Batch:
@@ -298,14 +331,42 @@ def _score_options(model: nn.Module, batch: Mapping[str, Tensor]) -> Scores:
     return Scores(choice_logits, torch.zeros_like(choice_logits[:, 0]), first, prompt)
 
 
+def _score_by_head(model: nn.Module, batch: Mapping[str, Tensor], kind: Kind) -> Scores:
+    """Read an encoder's head: the score of each choice that an item has, a sequence each, or those of its classes."""
+    pairs = kind == "multiple_choice"
+    if pairs != ("option_mask" in batch):
+        raise ValueError(
+            f"a {kind} head needs examples with {'option_ids, one per choice' if pairs else 'choice_ids, its classes'}"
+        )
+    real = batch["choice_mask"]
+    # only sequences that there are: an item with fewer choices has fewer rows
+    names = ("input_ids", "attention_mask", "option_mask" if pairs else "segment_ids")
+    rows = {name: batch[name][real] if pairs else batch[name] for name in names if name in batch}
+    mask = rows["attention_mask"].bool()
+    require(mask[:, 0].all(), "an encoder's head reads the first token; collate with padding_side='right'")
+    inputs = {"input_ids": rows["input_ids"], "attention_mask": mask.long()}
+    if names[-1] in rows and has_segments(_base(model).config):
+        inputs["token_type_ids"] = rows[names[-1]].long()
+    if pairs:
+        inputs = {name: tensor[:, None] for name, tensor in inputs.items()}  # each a question of one choice
+    with record_routing(model) as routing:
+        logits = model(**inputs).logits
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if pairs:
+        choice_logits = logits.new_full(real.shape, -torch.inf).masked_scatter(real, logits)
+        return Scores(choice_logits, None, routing.layers, mask, items_of_rows(model, batch))
+    choice_logits = logits.gather(-1, batch["choice_ids"]).masked_fill(~real, -torch.inf)
+    return Scores(choice_logits, None, routing.layers, mask)
+
+
 def _score_rows(model: nn.Module, batch: Batch, feu_tokens: FeuTokens) -> list[tuple]:
     """Return (logits of the item's own choices, FEU or None, letter mass or None) of each example."""
     scores = score(model, batch)
     logits, unknown = scores.choice_logits.double(), [None] * len(scores.choice_logits)
     feu = mass = unknown
     if scores.routing:
-        feu = functional_uncertainty(scores.routing, scores.routing_mask, tokens=feu_tokens).tolist()
-    if "option_mask" not in batch:
+        feu = functional_uncertainty(scores.routing, scores.routing_mask, tokens=feu_tokens, item=scores.item).tolist()
+    if "option_mask" not in batch and scores.log_normalizer is not None:
         mass = (logits.logsumexp(dim=-1) - scores.log_normalizer.double()).exp().tolist()
     choices = batch["choice_mask"].sum(dim=-1).tolist()
     rows = [row[:number] for row, number in zip(logits.cpu().numpy(), choices, strict=True)]
@@ -332,7 +393,7 @@ def length(example: Example) -> int:
 
 
 def _base(model: Any) -> nn.Module:
-    """Return the causal LM inside DDP's, torch.compile's and PEFT's wrappers."""
+    """Return the model of transformers inside DDP's, torch.compile's and PEFT's wrappers."""
     while True:
         if hasattr(model, "get_base_model"):
             model = model.get_base_model()

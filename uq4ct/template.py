@@ -57,6 +57,7 @@ TEMPLATE = """\
 
 model:
   name: {model}                      # tiny (bundled), a folder, or a hub id
+  kind: auto                        # causal, multiple_choice, classification; auto: by its architecture
   revision: null                    # commit or tag on the hub
   dtype: auto                       # auto, float32, bfloat16, float16
   quantization: none                # none, nf4, int8 (needs bitsandbytes and a GPU)
@@ -65,6 +66,7 @@ data:
   source: {task}                    # task (`uq4ct ls tasks`), file (jsonl, csv, parquet) or hub id
   root: hub                         # where named tasks are read: hub, or a folder <task>/<split>.jsonl
   calibration_fraction: 0.1         # taken from the training questions, never from the evaluation split
+  limit: null                       # use so many of the training questions, calibration included
   # columns: {{question: q, choices: options, answer: gold, context: passage}}   # names in your file
   # choices: ["negative", "positive"]                                            # the same choices for every row
 

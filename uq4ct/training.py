@@ -41,7 +41,7 @@ from uq4ct.interruption import Interrupted, StopSignal
 from uq4ct.losses.answer import answer_loss, is_correct
 from uq4ct.losses.objective import Objective
 from uq4ct.manifest import verify_manifest
-from uq4ct.scoring import Example, check_lengths, collate, score, score_all, uq4ct_loss
+from uq4ct.scoring import Example, check_lengths, collate, padding_side_of, score, score_all, uq4ct_loss
 from uq4ct.watching import ProgressLines, Tally
 
 __all__ = ["CalibratedTrainer", "Diverged", "Interrupted", "uq4ct_loss"]
@@ -109,7 +109,8 @@ class CalibratedTrainer(transformers.Trainer):
         if train_dataset is not None:
             check_examples(train_dataset)
             check_lengths(model, train_dataset)
-        options.setdefault("data_collator", functools.partial(collate, pad_token_id=self.pad_token_id))
+        own = functools.partial(collate, pad_token_id=self.pad_token_id, padding_side=padding_side_of(model))
+        options.setdefault("data_collator", own)
         super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **options)
         self._tally = Tally(self.args.device)
         self._stop = StopSignal()
@@ -167,7 +168,7 @@ class CalibratedTrainer(transformers.Trainer):
         real, micro_step_examples = batch.pop("row") >= 0, batch.pop("micro_step_examples")
         scores = score(model, batch)
         shared = self._sum_over_ranks if self.args.world_size > 1 else None
-        terms = self.objective.terms(*scores[:2], batch["answer"], *scores[2:], real, shared)
+        terms = self.objective.terms(*scores[:2], batch["answer"], *scores[2:4], real, shared, scores.item)
         zero = terms.answer.new_zeros(())
         # a filler weighs nothing; where() and not a product, so that nothing of it can leak
         answer = torch.where(real, terms.answer, 0.0).sum()

@@ -42,7 +42,7 @@ class Tally:
         sums = [part.detach().to(**self.options) for part in (*losses, correct, feu, examples)]
         self.update = self.update + torch.stack(sums)
         if scores.routing:
-            load = expert_counts(scores.routing, scores.routing_mask & real[:, None])
+            load = expert_counts(scores.routing, scores.routing_mask & scores.of_rows(real)[:, None])
             self.experts = [len(layer) for layer in load]
             self.load = self.load + torch.cat(load).to(**self.options)
 

@@ -24,7 +24,16 @@ from uq4ct.adapters.mixture import (
     sample_experts,
 )
 from uq4ct.adapters.router import LayerRouting, Routed
-from uq4ct.adapters.sites import FfnSite, Role, activation_of, feed_forward, linear_features, output_dropout, part
+from uq4ct.adapters.sites import (
+    AdapterError,
+    FfnSite,
+    Role,
+    activation_of,
+    feed_forward,
+    linear_features,
+    output_dropout,
+    part,
+)
 
 CANNOT_MERGE = (
     "A mixture of LoRA experts cannot be merged into the base weights: which experts act, and how much, depends on the "
@@ -244,14 +253,20 @@ class FfnMixture(RoutedLayer):
 
 
 class InLayerFfn(nn.Module):
-    """Gather an FFN whose linears lie in the decoder layer itself, so that it can be wrapped as one."""
+    """Gather an FFN whose linears lie in the layer itself or in parts of it, so that it can be wrapped as one."""
 
     def __init__(self, layer: nn.Module, site: FfnSite):
         super().__init__()
+        if not callable(getattr(layer, site.activation.split(".")[0], None)):
+            raise AdapterError(
+                f"ffn_sites: activation {site.activation!r} is no part of {type(layer).__name__}; where the FFN lies "
+                "in the layer itself, name the layer's own activation, which the adapter has to take over"
+            )
         self.site = site
         names = dict(site.projections)
         self.up, self.down = part(layer, names["up"]), part(layer, names["down"])
         self.activation = activation_of(layer, site.activation)
+        self._layer = (layer,)  # in a tuple, out of reach of nn.Module: the layer holds this module
 
     @classmethod
     def take(cls, layer: nn.Module, site: FfnSite) -> FfnMixture:
@@ -259,22 +274,32 @@ class InLayerFfn(nn.Module):
         gathered = cls(layer, site)
         inner = FfnSite(site.module, "plain", (("up", "up"), ("down", "down")), "activation")
         mixture = FfnMixture(gathered, inner)
-        setattr(layer, dict(site.projections)["up"], mixture)
-        setattr(layer, site.down, nn.Identity())
-        setattr(layer, site.activation, nn.Identity())
+        _put(layer, dict(site.projections)["up"], mixture)
+        _put(layer, site.down, nn.Identity())
+        _put(layer, site.activation, nn.Identity())
         mixture.remember_tokens_of(layer)
         return mixture
 
-    def give_back(self, layer: nn.Module, mixture: FfnMixture) -> None:
+    def give_back(self, mixture: FfnMixture) -> None:
         """Undo ``take``."""
-        setattr(layer, dict(self.site.projections)["up"], self.up)
-        setattr(layer, self.site.down, self.down)
-        setattr(layer, self.site.activation, self.activation)
+        (layer,) = self._layer
+        _put(layer, dict(self.site.projections)["up"], self.up)
+        _put(layer, self.site.down, self.down)
+        _put(layer, self.site.activation, self.activation)
         mixture.forget_tokens()
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Compute the base FFN."""
         return self.down(self.activation(self.up(hidden)))
+
+
+def _put(layer: nn.Module, name: str, value: Any) -> None:
+    """Assign a part of a layer by its dotted name; a function may stand where a module stood."""
+    path, _, attribute = name.rpartition(".")
+    owner = part(layer, path) if path else layer
+    if not isinstance(value, nn.Module):
+        owner._modules.pop(attribute, None)
+    setattr(owner, attribute, value)
 
 
 def _more_than_the_input(module: nn.Module) -> str:

@@ -73,6 +73,9 @@ class MixLoraConfig(PeftConfig):
         default=None,
         metadata={"help": "names of the FFN's parts relative to a layer, for an architecture not known here"},
     )
+    modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "modules trained in full and saved with the adapter, such as a new head"}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -209,7 +212,7 @@ class MixLoraModel(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         placement: Placement = self._placements[current_key]
-        layer = target if isinstance(target, AdapterLayer) else _wrap(target, parent, placement)
+        layer = target if isinstance(target, AdapterLayer) else _wrap(target, parent, placement, self.model)
         settings = peft_config.for_layer(placement.num_experts)
         if isinstance(layer, FfnMixture):
             layer.add_adapter(adapter_name, settings, placement.roles)
@@ -223,7 +226,7 @@ class MixLoraModel(BaseTuner):
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         if isinstance(new_module, InLayerFfn):
-            new_module.give_back(parent, child)  # type: ignore[arg-type]
+            new_module.give_back(child)  # type: ignore[arg-type]
         elif not isinstance(new_module, AdapterLayer):
             if isinstance(child, MixtureLinear):
                 child.forget_tokens()
@@ -247,11 +250,9 @@ class MixLoraModel(BaseTuner):
         raise NotImplementedError(CANNOT_MERGE)
 
 
-def _wrap(target: nn.Module, parent: nn.Module, placement: Placement) -> AdapterLayer:
-    if placement.site is not None:
-        return (
-            InLayerFfn.take(parent, placement.site) if placement.site.in_layer else FfnMixture(target, placement.site)
-        )
+def _wrap(target: nn.Module, parent: nn.Module, placement: Placement, model: nn.Module) -> AdapterLayer:
+    if (site := placement.site) is not None:
+        return InLayerFfn.take(model.get_submodule(site.module), site) if site.in_layer else FfnMixture(target, site)
     base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
     if linear_features(base) is None:
         raise AdapterError(f"{type(base).__name__} is not a linear module, so it cannot get low-rank experts")

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+
+from uq4ct.errors import UserError
 
 MIX_1, MIX_2, STEP = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0x9E3779B97F4A7C15  # splitmix64 (Steele et al. 2014)
 
@@ -102,6 +105,11 @@ class Watched:
             raise RuntimeError("noise by token needs a forward pass of the watched model itself, with its input_ids")
         if len(tokens) == 2 and tokens[0] == len(self._keys) and tokens[1] < self._keys.shape[1]:
             return self._keys[:, -tokens[1] :]
+        if prod(tokens) != self._keys.numel():
+            raise UserError(
+                "noise by token: an adapter sits on a linear that reads something other than the tokens, such as "
+                "DeBERTa's relative positions; leave it out of method.target_modules"
+            )
         return self._keys.reshape(tokens)
 
 

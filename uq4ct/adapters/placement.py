@@ -66,7 +66,7 @@ def place(
             )
     order = {path: position for position, path in enumerate(modules)}
     placements = dict(sorted(placements.items(), key=lambda item: order.get(item[0], 0)))
-    return _with_experts(placements, num_experts), _saved(targets, chosen, candidates)
+    return _with_experts(placements, num_experts), _saved(targets, chosen, _every_linear(modules, candidates))
 
 
 def _chosen(
@@ -115,6 +115,11 @@ def _leaves(paths: Iterable[str]) -> list[str]:
 
 def _in_attention(path: str) -> bool:
     return any("attn" in name or "attention" in name for name in path.split(".")[:-1])
+
+
+def _every_linear(modules: Mapping[str, nn.Module], candidates: list[str]) -> list[str]:
+    """Return the candidates and every other linear of the model: a saved name must not mean one of those, too."""
+    return list(dict.fromkeys([*candidates, *(path for path, module in modules.items() if linear_features(module))]))
 
 
 def _saved(targets: Targets, chosen: set[str], candidates: list[str]) -> list[str] | str:

@@ -1,7 +1,7 @@
 """Where adapters attach: the feed-forward network of every layer, and the other linears of a model, found by structure.
 
 An FFN site names its projections and its activation, not one class: Llama's FFN is a module with three linears, Phi-3
-fuses two of them, GPT-2 has Conv1D, and OPT's two linears lie in the decoder layer itself.
+fuses two of them, GPT-2 has Conv1D, OPT's two linears lie in the decoder layer itself, and BERT's in two of its parts.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class AdapterError(UserError, ValueError):
 class FfnSite:
     """Name the parts of one feed-forward network; ``projections`` maps roles to names relative to ``module``.
 
-    ``module`` is the path of the module whose forward is the FFN. Where the FFN lies in the decoder layer itself
-    (``in_layer``), it is the path of the layer.
+    ``module`` is the path of the module whose forward is the FFN. Where the FFN lies in the layer itself or is spread
+    over parts of it (``in_layer``), it is the path of the layer.
     """
 
     module: str
@@ -55,15 +55,31 @@ class FfnSite:
 
 
 # Child names that mark an FFN: kind, projections by role, activation, dropout after the down projection. Read in the
-# modelling files of Llama, Mistral, Qwen2, Qwen3, Gemma, Gemma 2, Gemma 3, Phi-3, Phi, GPT-2, GPT-NeoX and OPT; other
-# models that use the same names are accepted after `probe` has shown that their FFN computes the same function.
+# modelling files of Llama, Mistral, Qwen2, Qwen3, Gemma, Gemma 2, Gemma 3, Phi-3, Phi, GPT-2, GPT-NeoX, OPT, DistilBERT
+# and ModernBERT; other models that use the same names are accepted after `probe` has shown that their FFN computes the
+# same function.
 _STRUCTURES: tuple[tuple[FfnKind, tuple[tuple[Role, str], ...], str, str | None], ...] = (
     ("gated", (("gate", "gate_proj"), ("up", "up_proj"), ("down", "down_proj")), "act_fn", None),
     ("fused", (("gate_up", "gate_up_proj"), ("down", "down_proj")), "activation_fn", None),
     ("plain", (("up", "fc1"), ("down", "fc2")), "activation_fn", None),
     ("plain", (("up", "c_fc"), ("down", "c_proj")), "act", "dropout"),
     ("plain", (("up", "dense_h_to_4h"), ("down", "dense_4h_to_h")), "act", None),
+    ("plain", (("up", "lin1"), ("down", "lin2")), "activation", "dropout"),
+    ("fused", (("gate_up", "Wi"), ("down", "Wo")), "act", None),
 )
+# BERT and its kin: the first half of the FFN is one part of the layer, the second another, which goes on with dropout,
+# residual and norm. Known by class, because `probe` cannot look into a layer.
+_TWO_PARTS: tuple[tuple[Role, str], ...] = (("up", "intermediate.dense"), ("down", "output.dense"))
+_LAYERS_OF_TWO_PARTS = frozenset(
+    f"{family}Layer"
+    for family in ("Bert", "Roberta", "XLMRoberta", "Camembert", "Electra", "Deberta", "DebertaV2", "MPNet")
+)
+# DeBERTa's attention calls these on its table of relative positions as well as, or instead of, the tokens: a router
+# there would route positions, and no token would have a decision of its own.
+_READ_POSITIONS = {
+    "deberta": ("pos_proj", "pos_q_proj", "head_logits_proj", "head_weights_proj"),
+    "deberta_v2": ("query_proj", "key_proj", "pos_query_proj", "pos_key_proj"),
+}
 _NOT_TEXT = re.compile(r"(^|[._])(vision|visual|image|audio|speech)([._]|$)")
 _LAYER = re.compile(r"^(?P<layer>(?:.*?\.)?(?P<index>\d+))\.(?P<rest>.+)$")
 
@@ -90,6 +106,14 @@ def flattens_tokens(layer: nn.Module) -> bool:
     return type(layer).__name__ == "OPTDecoderLayer"
 
 
+def reads_positions(path: str, modules: Mapping[str, nn.Module]) -> bool:
+    """Tell whether a linear of DeBERTa's attention reads relative positions, which are no tokens."""
+    parent, _, name = path.rpartition(".")
+    attention = type(modules.get(parent))
+    family = attention.__module__.rpartition(".modeling_")[2]
+    return attention.__name__ == "DisentangledSelfAttention" and name in _READ_POSITIONS.get(family, ())
+
+
 def layer_index(path: str) -> int | None:
     """Return the number of the layer a path lies in, or None outside the layers.
 
@@ -101,11 +125,14 @@ def layer_index(path: str) -> int | None:
 
 
 def linears(modules: Mapping[str, nn.Module]) -> dict[str, tuple[int, int]]:
-    """Return path -> (in, out) of every linear inside a numbered layer of the text model, in the model's order."""
+    """Return path -> (in, out) of every linear inside a numbered layer of the text model, in the model's order.
+
+    Those that read something other than tokens are left out (``reads_positions``).
+    """
     features = {
         path: linear_features(module)
         for path, module in modules.items()
-        if layer_index(path) is not None and not _NOT_TEXT.search(path)
+        if layer_index(path) is not None and not _NOT_TEXT.search(path) and not reads_positions(path, modules)
     }
     return {path: shape for path, shape in features.items() if shape is not None}
 
@@ -125,6 +152,10 @@ def find_ffn_sites(modules: Mapping[str, nn.Module], named: Mapping[str, str] | 
         is_layer = bool(re.search(r"(^|\.)\d+$", path))
         if _NOT_TEXT.search(path) or not (is_layer or (match and "." not in match["rest"])):
             continue  # one level below a layer only: the shared expert of a real mixture model is not the layer's FFN
+        if is_layer and type(module).__name__ in _LAYERS_OF_TWO_PARTS:
+            activation = "intermediate.intermediate_act_fn"
+            sites.append(FfnSite(path, "plain", _TWO_PARTS, activation, in_layer=True))
+            continue
         for kind, projections, activation, dropout in _STRUCTURES:
             children = {name: getattr(module, name, None) for _, name in projections}
             if not all(isinstance(child, nn.Module) and linear_features(child) for child in children.values()):
@@ -138,6 +169,11 @@ def find_ffn_sites(modules: Mapping[str, nn.Module], named: Mapping[str, str] | 
             sites.append(FfnSite(path, kind, projections, activation, dropout, in_layer=is_layer))
     if not sites:
         raise AdapterError(_unknown_architecture(modules))
+    if chunked := next((site for site in sites if getattr(modules[site.module], "chunk_size_feed_forward", 0)), None):
+        raise AdapterError(
+            f"{chunked.module}: chunk_size_feed_forward cuts the tokens of the FFN into parts, and a router must see "
+            "all of them at once; set it to 0 in the model's config.json"
+        )
     return sites
 
 

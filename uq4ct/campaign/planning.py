@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,11 +16,11 @@ from uq4ct.campaign.cells import Cell, placed
 from uq4ct.campaign.specs import MethodSpec
 from uq4ct.config import Config, Layer, resolve
 from uq4ct.data import DataConfig, NoData, QuestionSet
+from uq4ct.encoders import tokens_of, with_head
 from uq4ct.errors import UserError
 
 if TYPE_CHECKING:
     from uq4ct.backbone import Outline
-    from uq4ct.prompts import Encoder
 
 Source = tuple[str, str | None]  # a task, file, folder or hub id; a split, or None for its default
 
@@ -86,7 +87,7 @@ def plan(
     anyone = next(iter(configs.values()))
     training: QuestionSet | None = None
     with problems.caught():
-        training = desk.questions(anyone.data.source, None, anyone, True)
+        training = desk.training = desk.questions(anyone.data.source, None, anyone, True)
     sets, absent = _evaluation_sets(evaluate, anyone, desk, problems)
     for config in configs.values():
         with problems.caught():
@@ -156,6 +157,7 @@ class _Desk:
     """Read base models and prompts once each, however many cells have them in common."""
 
     def __init__(self) -> None:
+        self.training: QuestionSet | None = None  # tells a classifier its classes
         self._outlines: dict[str, Outline] = {}
         self._lengths: dict[tuple[str, str, str | None, bool], list[int]] = {}
         self._trainable: dict[tuple[str, str], int] = {}
@@ -168,22 +170,26 @@ class _Desk:
     def outline(self, config: Config) -> Outline:
         """Return the base model without weights."""
         from uq4ct import backbone
+        from uq4ct.sequences import classes_of
 
-        key = config.model.model_dump_json()
+        key = config.model.model_dump_json() + json.dumps(config.data.choices)
         if key not in self._outlines:
-            self._outlines[key] = backbone.outline(config.model)
+            kind = backbone.kind(config.model, fixed_choices=config.data.choices is not None)
+            classes: tuple[str, ...] = ()
+            if kind == "classification":
+                classes = classes_of(self.training.questions) if self.training else config.data.choices or ()
+            self._outlines[key] = backbone.outline(config.model.model_copy(update={"kind": kind}), classes)
         return self._outlines[key]
 
     def lengths(self, config: Config, part: QuestionSet, training: bool) -> list[int]:
-        """Return the tokens of each prompt. Raises UserError where a prompt cannot be scored."""
-        from uq4ct.prompts import Encoder
+        """Return the tokens of each question. Raises UserError where a prompt cannot be scored."""
+        from uq4ct.sequences import encoder_for
 
         key = (config.model.model_dump_json() + config.prompt.model_dump_json(), part.path, part.split, training)
         if key not in self._lengths:
-            base = self.outline(config)
-            encoder: Encoder = Encoder(base.tokenizer, config.prompt, context_length=base.context_length)
+            encoder = encoder_for(self.outline(config), config.prompt)
             examples = encoder.encode_training(part.questions)[0] if training else encoder.encode_all(part.questions)
-            self._lengths[key] = [len(example["input_ids"]) for example in examples]
+            self._lengths[key] = [tokens_of(example) for example in examples]
         return self._lengths[key]
 
     def trainable(self, config: Config) -> int:
@@ -197,7 +203,7 @@ class _Desk:
                 adapter = config.method.adapter_config(model)
             except TypeError:
                 adapter = None
-            adapted = peft.get_peft_model(copy.deepcopy(model), adapter) if adapter else None
+            adapted = peft.get_peft_model(copy.deepcopy(model), with_head(adapter, model)) if adapter else None
             every = adapted.parameters() if adapted else ()
             self._trainable[key] = sum(each.numel() for each in every if each.requires_grad)
         return self._trainable[key]

@@ -61,6 +61,9 @@ class DataConfig(BaseModel):
         default=None, min_length=1, description="What separates the choices where they are one string, for example '|'"
     )
     calibration_fraction: float = Field(default=0.1, ge=0.0, lt=1.0, description="Share of train, for post-hoc fits")
+    limit: int | None = Field(
+        default=None, ge=1, description="Use so many training questions, calibration included; the seed draws them"
+    )
     skip_bad_rows: bool = Field(default=False, description="Set bad rows aside instead of stopping")
     subset: str | None = Field(default=None, description="Configuration of a hub data set")
     revision: str | None = Field(default=None, description="Commit, tag or branch of a hub data set")

@@ -17,7 +17,7 @@ from uq4ct.data.files import SUFFIXES, RawRow, read_rows
 from uq4ct.data.hub import read_hub, splits_in
 from uq4ct.data.problems import Rejected, printable
 from uq4ct.data.rows import ReadRows, normal, read_questions
-from uq4ct.data.splits import split_calibration
+from uq4ct.data.splits import draw_questions, split_calibration
 from uq4ct.errors import UserError, did_you_mean
 from uq4ct.manifest import sha256
 from uq4ct.tasks import Part, Task
@@ -140,13 +140,14 @@ def calibration_split(
 ) -> tuple[tuple[Question, ...], tuple[Question, ...]]:
     """Return the questions to fit on and those to calibrate on.
 
-    A bundled task with a calibration split of its own gives that; otherwise ``config.calibration_fraction`` of train is
-    cut off. With a fraction of 0 there are none.
+    ``config.limit`` questions of train are taken, or all. A bundled task with a calibration split of its own gives
+    that; otherwise ``config.calibration_fraction`` of what was taken is cut off. With a fraction of 0 there are none.
     """
+    taken = draw_questions(train.questions, config.limit, seed)
     bundled = train.name in tasks.names() and "calibration" in tasks.get(train.name).splits and train.split == "train"
     if bundled and config.calibration_fraction > 0:
-        return train.questions, load(train.name, split="calibration").questions
-    return split_calibration(train.questions, config.calibration_fraction, seed)
+        return taken, load(train.name, split="calibration").questions
+    return split_calibration(taken, config.calibration_fraction, seed)
 
 
 def overlap(first: Sequence[Question], second: Sequence[Question]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The calibration split: a share of train, drawn so that it depends on nothing but the ids and a seed."""
+"""The calibration split, and a smaller training set: drawn so that they depend on nothing but the rows and a seed."""
 
 from __future__ import annotations
 
@@ -40,6 +40,28 @@ def split_calibration(
         )
     fit = tuple(question for question in questions if question.id not in kept)
     return fit, tuple(question for question in questions if question.id in kept)
+
+
+def draw_questions(questions: Sequence[Question], number: int | None, seed: int) -> tuple[Question, ...]:
+    """Return so many of the questions, in the order given; all of them for None.
+
+    They are the first after sorting by a hash of seed and content, so a smaller number takes a part of what a larger
+    one takes, and neither ids nor the order of rows matter.
+
+    >>> rows = [Question(str(i), f"Question {i}?", ("yes", "no"), ("A", "B"), 0) for i in range(100)]
+    >>> ten, twenty = draw_questions(rows, 10, seed=1), draw_questions(rows[::-1], 20, seed=1)
+    >>> len(ten), set(ten) < set(twenty)
+    (10, True)
+    """
+    if number is None or number >= len(questions):
+        return tuple(questions)
+
+    def draw(row: int) -> tuple[str, int]:
+        question = questions[row]
+        return _draw(seed, "\0".join([question.question, question.context, *question.choices])), row
+
+    kept = sorted(sorted(range(len(questions)), key=draw)[:number])
+    return tuple(questions[row] for row in kept)
 
 
 def _draw(seed: int, identifier: str) -> str:

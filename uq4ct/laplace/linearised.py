@@ -79,8 +79,8 @@ class Linearised:
     """One batch at the trained weights: choice logits, inputs of every LoRA weight, gradients on demand.
 
     ``logits`` (item, choice) with ``-inf`` for choices that an item does not have, and ``log_normalizer`` (item,) are
-    those of ``Scores``. The tokens of an item are those of all its rows: one row for letters, one per option text.
-    The forward pass's graph lives as long as this object.
+    those of ``Scores``. The tokens of an item are those of all its rows: one row for letters or for a classifier, one
+    per option text or per pair that an encoder scores. The forward pass's graph lives as long as this object.
     """
 
     def __init__(self, model: nn.Module, weights: Mapping[str, nn.Linear], batch: Mapping[str, Tensor]):
@@ -94,7 +94,8 @@ class Linearised:
         self._scores = scores
         self._of_row: tuple[Tensor, ...] = ()
         self.logits: Float[Tensor, "item choice"] = scores.choice_logits.detach()
-        self.log_normalizer: Float[Tensor, " item"] = scores.log_normalizer.detach()
+        normalizer = scores.log_normalizer
+        self.log_normalizer: Float[Tensor, " item"] | None = None if normalizer is None else normalizer.detach()
         self.inputs: list[Float[Tensor, "item token in"]] = [self._by_item(calls[name][0]) for name in weights]
 
     def gradients(self, direction: Float[Tensor, "item choice"]) -> list[Float[Tensor, "item token out"]]:
@@ -107,10 +108,9 @@ class Linearised:
         if self._batch["input_ids"].dim() == 2:
             return [self._by_item(gradient) for gradient in self._backward(direction)]
         if not self._of_row:
-            self._of_row = self._backward(torch.ones_like(direction))
+            self._of_row = tuple(map(self._by_row, self._backward(torch.ones_like(direction))))
         share = direction.reshape(self._rows, 1, 1)
-        return [self._by_item(gradient.reshape(self._rows, -1, gradient.shape[-1]) * share)
-                for gradient in self._of_row]  # fmt: skip
+        return [self._by_item(gradient * share) for gradient in self._of_row]
 
     def choice_gradients(self) -> list[list[Float[Tensor, "item token out"]]]:
         """Return the gradients of each choice logit, by choice and weight."""
@@ -140,8 +140,16 @@ class Linearised:
 
     def _by_item(self, of_tokens: Tensor) -> Float[Tensor, "item token side"]:
         """Give what a layer saw, whose tokens some models flatten, a dimension for items, and enough precision."""
-        of_tokens = of_tokens.to(torch.promote_types(of_tokens.dtype, torch.float32))
+        of_tokens = self._by_row(of_tokens.to(torch.promote_types(of_tokens.dtype, torch.float32)))
         return of_tokens.reshape(len(self.logits), -1, of_tokens.shape[-1])
+
+    def _by_row(self, of_tokens: Tensor) -> Float[Tensor, "row token side"]:
+        """Give every choice of the batch a row: an encoder has none for the choices that an item does not have."""
+        if len(of_tokens) == self._rows or self._scores.item is None:
+            return of_tokens.reshape(self._rows, -1, of_tokens.shape[-1])
+        full = of_tokens.new_zeros(self._rows, *of_tokens.shape[1:])
+        full[self._batch["choice_mask"].flatten()] = of_tokens
+        return full
 
 
 def jacobian(

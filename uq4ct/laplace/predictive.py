@@ -29,7 +29,7 @@ class GaussianLogits(NamedTuple):
     """The choice logits of questions as Gaussians, on the CPU in float64; one covariance per prior variance.
 
     ``mean`` is ``-inf`` and ``covariance`` 0 for choices that an item does not have; ``keys`` are numbers that depend
-    on the item alone; ``letter_mass`` is None for option texts.
+    on the item alone; ``letter_mass`` is None for option texts and encoders.
     """
 
     mean: Float[Tensor, "item choice"]
@@ -67,8 +67,8 @@ def gaussian_logits(
         at = Linearised(model, weights, batch)
         covariance = _covariance(at, list(weights), posterior, asked).cpu().movedim(1, 0)
         mean, keys = at.logits.double().cpu(), item_keys(batch).cpu()
-        letters = "option_mask" not in batch
-        mass = (mean.logsumexp(dim=-1) - at.log_normalizer.double().cpu()).exp() if letters else [None] * len(mean)
+        normalizer = None if "option_mask" in batch else at.log_normalizer
+        mass = [None] * len(mean) if normalizer is None else (mean.logsumexp(dim=-1) - normalizer.double().cpu()).exp()
         return list(zip(mean, covariance, keys, mass, strict=True))
 
     rows = in_batches(model, examples, pad_token_id, batch_size, work, progress)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from uq4ct.adapters.router import LayerRouting
@@ -23,7 +23,8 @@ def functional_uncertainty(
     mask: Bool[Tensor, "batch token"],
     reduction: FeuReduction = "mass",
     tokens: FeuTokens = "prompt",
-) -> Float[Tensor, " batch *expert"]:
+    item: Int[Tensor, " batch"] | None = None,
+) -> Float[Tensor, " item *expert"]:
     """Return FEU (Eq. 9): the mean over real prompt tokens and over layers of the router's kept probabilities.
 
     Despite its name FEU is a CONFIDENCE: large means certain.
@@ -32,8 +33,11 @@ def functional_uncertainty(
     * ``top1``: the largest probability, in [1/N, 1];
     * ``vector``: the kept probabilities themselves, (batch, expert), for the literal Eq. 10.
 
-    ``tokens="last"`` reads the answer position only. Padding (``mask`` false) never counts. Raises ValueError when
-    there is no router, and when the kept values were rescaled to sum to one: that sum is constant and trains nothing.
+    ``tokens="last"`` reads the answer position only. Padding (``mask`` false) never counts. Where a question has
+    several rows, one per choice, ``item`` is the question of each, ascending from 0 without gaps: its FEU is the mean
+    of its rows', each over its own tokens, so that a long choice counts no more than a short one. Raises ValueError
+    when there is no router, and when the kept values were rescaled to sum to one: that sum is constant and trains
+    nothing.
 
     >>> p = torch.tensor([[[0.5, 0.3, 0.2], [0.6, 0.3, 0.1]]])     # one example, two tokens, three experts
     >>> kept = torch.tensor([[[0.5, 0.3, 0.0], [0.6, 0.3, 0.0]]])
@@ -62,7 +66,8 @@ always 1 and trains nothing; pass LayerRouting.kept as the router recorded it
             confidence = torch.stack(_equally_wide(routing)).mean(dim=0)
         case _:
             raise ValueError(f"FEU reduction is 'mass', 'top1' or 'vector', got {reduction!r}")
-    return _mean_over_tokens(confidence, _last(mask) if tokens == "last" else mask)
+    of_rows = _mean_over_tokens(confidence, _last(mask) if tokens == "last" else mask)
+    return of_rows if item is None else _mean_over_rows(of_rows, item)
 
 
 def calibration_loss(
@@ -117,6 +122,14 @@ def _equally_wide(routing: Sequence[LayerRouting]) -> list[Float[Tensor, "batch 
 def _last(mask: Bool[Tensor, "batch token"]) -> Bool[Tensor, "batch token"]:
     from_the_end = mask.flip(-1).cumsum(dim=-1).flip(-1)
     return mask & (from_the_end == 1)
+
+
+def _mean_over_rows(
+    values: Float[Tensor, " row *expert"], item: Int[Tensor, " row"]
+) -> Float[Tensor, " item *expert"]:
+    rows = item.bincount()
+    total = values.new_zeros(len(rows), *values.shape[1:]).index_add(0, item, values)
+    return total / rows.to(values.dtype).reshape(-1, *[1] * (values.dim() - 1))
 
 
 def _mean_over_tokens(

@@ -96,18 +96,22 @@ class Objective:
     def terms(
         self,
         choice_logits: Float[Tensor, "batch choice"],
-        log_normalizer: Float[Tensor, " batch"],
+        log_normalizer: Float[Tensor, " batch"] | None,
         answer: Int[Tensor, " batch"],
         routing: Sequence[LayerRouting],
-        routing_mask: Bool[Tensor, "batch token"],
+        routing_mask: Bool[Tensor, "row token"],
         real: Bool[Tensor, " batch"] | None = None,
         sum_over_ranks: SumOverRanks | None = None,
+        item: Int[Tensor, " row"] | None = None,
     ) -> Terms:
         """Return every term of Eq. 11 for a scored batch; a term whose weight is 0 is measured without a gradient.
 
         ``real`` marks the examples that count in the balance of experts (default all); the other terms are per example.
-        ``sum_over_ranks`` as in ``balance_loss``. Raises ValueError when a weight needs a router and there is none.
+        ``sum_over_ranks`` as in ``balance_loss``, ``item`` as in ``functional_uncertainty``. Raises ValueError when a
+        weight needs a router and there is none, or the loss a vocabulary that an encoder has not.
         """
+        if self.answer_loss == "vocabulary" and log_normalizer is None:
+            raise ValueError("answer_loss 'vocabulary' is over all tokens, and an encoder's head scores choices alone")
         if self.needs_router and not routing:
             raise ValueError(
                 f"calibration_weight={self.calibration_weight} and balance_weight={self.balance_weight} need a router, "
@@ -117,7 +121,7 @@ class Objective:
         normalizer = None if self.answer_loss == "choices" else log_normalizer
         nll = answer_loss(choice_logits, answer, normalizer, "none", self.label_smoothing)
         correct = is_correct(choice_logits, answer)
-        feu, recorded = self._feu(routing, routing_mask)
+        feu, recorded = self._feu(routing, routing_mask, item)
         confidence = choice_logits.softmax(dim=-1).amax(dim=-1) if self.calibrated == "confidence" else feu
         calibration = None
         if confidence is not None:
@@ -126,18 +130,19 @@ class Objective:
         if not routing:
             return Terms(nll, calibration, None, correct, None)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.balance_weight > 0):
-            counted = routing_mask if real is None else routing_mask & real[:, None]
+            if real is not None:
+                routing_mask = routing_mask & (real if item is None else real[item])[:, None]
             readings = (self.balance_counts, self.balance_scope, self.balance_probabilities)
-            balance = balance_loss(routing, counted, *readings, sum_over_ranks)
+            balance = balance_loss(routing, routing_mask, *readings, sum_over_ranks)
         return Terms(nll, calibration, balance, correct, recorded)
 
     def _feu(
-        self, routing: Sequence[LayerRouting], mask: Bool[Tensor, "batch token"]
+        self, routing: Sequence[LayerRouting], mask: Bool[Tensor, "row token"], item: Int[Tensor, " row"] | None
     ) -> tuple[Float[Tensor, " batch *expert"] | None, Float[Tensor, " batch"] | None]:
         """Return FEU as the loss compares it, with a gradient only if it trains, and the number to record."""
         if not routing:
             return None, None
         trains = self.calibration_weight > 0 and self.calibrated == "feu"
         with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
-            feu = functional_uncertainty(routing, mask, self.feu_reduction, self.feu_tokens)
+            feu = functional_uncertainty(routing, mask, self.feu_reduction, self.feu_tokens, item)
         return feu, (feu.sum(dim=-1) if feu.dim() == 2 else feu).detach()  # a vector sums to the mass

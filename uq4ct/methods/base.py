@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from uq4ct.adapting import Bench, Example, load_adapter, train_adapter
+from uq4ct.encoders import kind_of
 from uq4ct.errors import UserError
 from uq4ct.types import Prediction
 
@@ -73,7 +74,24 @@ class Method(BaseModel):
 
     def check(self, model: Any) -> None:
         """Raise UserError where this method cannot adapt the base model; nothing is changed."""
+        if kind_of(model) != "causal" and (problems := self.encoder_problems(model)):
+            raise UserError(problems)
         self.adapter_config(model)
+
+    def encoder_problems(self, model: Any) -> list[str]:
+        """Return which of the options have no meaning for an encoder, and what to set instead."""
+        problems = []
+        if getattr(self, "answer_loss", None) == "vocabulary":
+            problems.append(
+                "method.answer_loss: vocabulary is a softmax over all tokens, and an encoder's head scores the choices "
+                "alone; set method.answer_loss: choices"
+            )
+        if getattr(self, "feu_tokens", None) == "last":
+            problems.append(
+                "method.feu_tokens: last is the token before the answer, and an encoder's head reads the first one, "
+                "which sees all the others; set method.feu_tokens: prompt"
+            )
+        return problems
 
     def load(self, model: Any, folder: Path) -> Any:
         """Put what ``fit`` wrote into the folder back on a fresh base model."""

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from pydantic import Field, model_validator
 
 from uq4ct.adapting import ADAPTER, is_main_process, link, load_members, member_folders, member_name, wait_for_all
+from uq4ct.encoders import without_adapters
 from uq4ct.methods.base import Bench, Example, LoraMethod, Progress, score_members, train_adapter
 from uq4ct.types import Prediction
 
@@ -55,7 +56,7 @@ class CheckpointEnsemble(LoraMethod):
                 for name in ADAPTER:
                     link(trained.snapshots[fraction] / name, folder / name)
         wait_for_all()
-        return load_members(trained.model.unload(), folders)
+        return load_members(without_adapters(trained.model), folders)
 
     def load(self, model: Any, folder: Path) -> Any:
         """Put all members back on a fresh base model."""

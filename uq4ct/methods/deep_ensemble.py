@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from uq4ct.adapting import load_members, member_folders, member_name
+from uq4ct.encoders import without_adapters
 from uq4ct.methods.base import Bench, Example, LoraMethod, Progress, count_parameters, score_members, train_adapter
 from uq4ct.types import Prediction
 
@@ -37,7 +38,7 @@ class DeepEnsemble(LoraMethod):
         base, config = bench.model, self.adapter_config(bench.model)
         for number, folder in enumerate(folders):
             own = replace(bench, model=base, folder=folder, seed=member_seed(bench.seed, number))
-            base = train_adapter(own, config, self.objective()).model.unload()
+            base = without_adapters(train_adapter(own, config, self.objective()).model)
         return load_members(base, folders)
 
     def load(self, model: Any, folder: Path) -> Any:

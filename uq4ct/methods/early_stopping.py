@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from uq4ct.adapting import ADAPTER, is_main_process, link, load_adapter, wait_for_all
+from uq4ct.encoders import without_adapters
 from uq4ct.errors import UserError
 from uq4ct.methods.base import Bench, LoraMethod, score_pass, train_adapter
 
@@ -38,10 +39,10 @@ class EarlyStopping(LoraMethod):
         if not bench.calibration:
             raise UserError("early_stopping needs a calibration split to choose by; set data.calibration_fraction: 0.1")
         trained = train_adapter(bench, self.adapter_config(bench.model), self.objective(), snapshots=self.snapshots)
-        best, best_loss, base = 1.0, _loss(trained.model, bench), trained.model.unload()
+        best, best_loss, base = 1.0, _loss(trained.model, bench), without_adapters(trained.model)
         for fraction, folder in trained.snapshots.items():
             candidate = load_adapter(base, folder)
-            loss, base = _loss(candidate, bench), candidate.unload()
+            loss, base = _loss(candidate, bench), without_adapters(candidate)
             if loss < best_loss:
                 best, best_loss = fraction, loss
         if best < 1 and is_main_process():

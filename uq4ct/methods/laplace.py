@@ -73,6 +73,14 @@ class Laplace(LoraMethod):
         found = memory(linears, self.matched_rank(model), self.full_below, self.kfac_rank)
         return [*super().notes(model), f"{self.name}: its Kronecker factors take {found}"]
 
+    def encoder_problems(self, model: Any) -> list[str]:
+        """Add what the curvature cannot count."""
+        last = [
+            "method.tokens: last are those after which a causal model answers, and an encoder's head reads the first "
+            "one; set method.tokens: all_nonpad"
+        ]
+        return [*super().encoder_problems(model), *(last if self.tokens == "last" else [])]
+
     def fit(self, bench: Bench) -> LaplaceModel:
         """Train, take the curvature over the training questions, choose the prior and write ``state.safetensors``.
 

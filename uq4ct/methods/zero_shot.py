@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
+from uq4ct.encoders import new_modules
+from uq4ct.errors import UserError
 from uq4ct.methods.base import Bench, Method
 
 
@@ -15,7 +17,16 @@ class ZeroShot(Method):
     summary: ClassVar[str] = "the base model, not fine-tuned"
 
     def check(self, model: Any) -> None:
-        """Accept any base model."""
+        """Accept any base model that can answer as it is.
+
+        Raises UserError for an encoder whose head is new.
+        """
+        if new := new_modules(model):
+            raise UserError(
+                f"zero_shot: the head of this encoder is new ({', '.join(new)}), so that its answers are random "
+                "numbers; use a method that trains it, such as lora, or a checkpoint whose head was trained for these "
+                "choices"
+            )
 
     def fit(self, bench: Bench) -> Any:
         """Return the base model; there is nothing to fit."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.trainer_utils import TrainOutput
 
+from uq4ct.scoring import items_of_rows
 from uq4ct.training import CalibratedTrainer
 from uq4ct.variational.posterior import save_stds, saved_name
 
@@ -29,16 +30,21 @@ class GaussianLinear(nn.Linear):
         self.weight = mean.weight
         root_std = torch.empty_like(mean.weight).uniform_(epsilon / math.sqrt(2), epsilon)
         self.root_std = nn.Parameter(root_std, requires_grad=mean.weight.requires_grad)
+        self.item: Tensor | None = None  # the question of each row of the input, where a question has several
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return A x for (question, ..., in), of shape (question, ..., rank)."""
+        """Return A x for (row, ..., in), of shape (row, ..., rank)."""
         mean = super().forward(input)
         if not self.training:
             return mean
         noise = self.root_std**2 * torch.randn_like(self.weight)
         ones = [1] * (input.dim() - 2)
-        of_input = _signs(input, len(input), *ones, self.in_features)
-        of_output = _signs(input, len(input), *ones, self.out_features)
+        item = self.item if self.item is not None and len(self.item) == len(input) else None
+        questions = len(input) if item is None else int(item[-1]) + 1
+        of_input = _signs(input, questions, *ones, self.in_features)
+        of_output = _signs(input, questions, *ones, self.out_features)
+        if item is not None:
+            of_input, of_output = of_input[item], of_output[item]
         return mean + nn.functional.linear(input * of_input, noise) * of_output
 
 
@@ -105,6 +111,13 @@ class BackpropTrainer(CalibratedTrainer):
         layers = (layer for _, layer in gaussian_linears(model))
         kl = torch.stack([kl_divergence(layer.weight, layer.root_std**2, self.prior_std) for layer in layers]).sum()
         return kl * (self.kl_weight / len(self._examples))
+
+    def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **options: Any) -> Any:
+        """Return this micro-batch's part of the loss; all rows of a question meet the same draw."""
+        item = items_of_rows(model, inputs)
+        for _, layer in gaussian_linears(model):
+            layer.item = item
+        return super().compute_loss(model, inputs, *args, **options)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Return the optimizer of the arguments with three groups: B, M and G."""

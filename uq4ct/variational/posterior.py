@@ -84,8 +84,10 @@ def saved_name(name: str) -> str:
 
     >>> saved_name("base_model.model.q_proj.lora_A.default.weight")
     'base_model.model.q_proj.lora_A.weight'
+    >>> saved_name("base_model.model.classifier.modules_to_save.default.bias")
+    'base_model.model.classifier.bias'
     """
-    return name.replace(".default.", ".")
+    return name.replace(".modules_to_save.default.", ".").replace(".default.", ".")
 
 
 def generator(device: Any, *key: int) -> torch.Generator:
