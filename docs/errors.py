@@ -52,6 +52,8 @@ ROWS = [
 ]
 GOOD = json.dumps(ROWS[0])
 
+ENCODER = "train --model encoder --data questions.jsonl --output new"
+
 # Name of a question file -> its content; the bad row is always the second.
 QUESTIONS = {
     "cut.jsonl": '{"id": "q2", "question": "Which',
@@ -119,6 +121,7 @@ def make_inputs(root: Path) -> None:
     (root / "thesis").mkdir()
     (root / "thesis" / "thesis.tex").write_text("precious", encoding="utf-8")
     _make_model(root / "base")
+    _make_encoder(root / "encoder")
     _make_bad_models(root)
     train = "train --model base --data questions.jsonl --max-steps 1 --set method.rank=2 --output run"
     outcome = run(train, root)
@@ -143,6 +146,25 @@ def _make_model(folder: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
 
 
+def _make_encoder(folder: Path) -> None:
+    """Write a small random BERT without a head, with a word tokenizer that puts [SEP] between two texts."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    BertModel(BertConfig(vocab_size=40, max_position_embeddings=64, **sizes)).save_pretrained(folder)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "b", "red", "green", "blue"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
+
+
 def _make_bad_models(root: Path) -> None:
     import torch
     from safetensors.torch import load_file, save_file
@@ -155,7 +177,7 @@ def _make_bad_models(root: Path) -> None:
     (_copy(root, "base", "broken-config") / "config.json").write_text('{"model_type": ', encoding="utf-8")
     pickled = _copy(root, "base", "pickled")
     (pickled / weights).rename(pickled / "pytorch_model.bin")
-    _edit(_copy(root, "base", "encoder") / "config.json", model_type="bert", architectures=["BertForMaskedLM"])
+    _edit(_copy(root, "base", "albert") / "config.json", model_type="albert", architectures=["AlbertForMaskedLM"])
     _edit(_copy(root, "base", "own-code") / "config.json", model_type="mine", auto_map={"AutoConfig": "code.Mine"})
     lacking = {name: tensor for name, tensor in tensors.items() if "layers.1.mlp.up_proj" not in name}
     save_file(lacking, _copy(root, "base", "lacking") / weights, metadata={"format": "pt"})
@@ -358,12 +380,25 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("No weights", "train --model no-weights --output new"),
         Case("Weights as pickle", "train --model pickled --output new"),
         Case("A weight is missing", "train --model lacking --output new"),
-        Case("An encoder", "train --model encoder --output new"),
+        Case("An encoder of an unknown family", "train --model albert --output new"),
+        Case("An encoder as a causal model", "train --model encoder --output new --set model.kind=causal"),
+        Case("A causal model as a classifier", "train --model base --output new --set model.kind=classification"),
         Case("Model that brings its own code", "train --model own-code --output new"),
         Case(
             "Code from the hub that nobody has read",
             "train --model someone/model --set model.trust_remote_code=true --output new",
         ),
+    ),
+    "Encoders": (
+        Case("Loss over a vocabulary", f"{ENCODER} --set method.answer_loss=vocabulary"),
+        Case("FEU at the last token", f"{ENCODER} --set method.feu_tokens=last"),
+        Case("Wording for causal models", f"{ENCODER} --set prompt.pack=chat prompt.scoring=options"),
+        Case("New head that nobody trains", f"{ENCODER} --method zero_shot"),
+        Case(
+            "Classifier, and a row with other choices",
+            "train --model encoder --data eleven.jsonl --set model.kind=classification --output new",
+        ),
+        Case("Sequence over the model's context", "train --model encoder --data long.jsonl --output new"),
     ),
     "Runs and adapters": (
         Case("No such run", "ask none -q Which? -c red -c green"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -903,6 +904,40 @@ def test_equal_questions_stay_on_one_side():
     fit, calibration = data.split_calibration(numbered(600, same=3), 0.1, seed=0)
     assert {q.question for q in fit}.isdisjoint(q.question for q in calibration)
     assert len(calibration) == 60
+
+
+def limited(questions, number, seed=1, fraction=0.0):
+    train = data.QuestionSet("mine", "train", tuple(questions), "q.jsonl", "")
+    config = data.DataConfig(limit=number, calibration_fraction=fraction)
+    return data.calibration_split(train, config=config, seed=seed)
+
+
+def test_a_limit_draws_training_questions_by_seed_and_content_alone():
+    questions = numbered(200)
+    fit, calibration = limited(questions, 50)
+    assert (len(fit), calibration) == (50, ())
+    assert list(fit) == [question for question in questions if question in fit]  # in the order given
+    assert set(limited(questions[::-1], 50)[0]) == set(fit)
+    renamed = [replace(question, id=f"other-{question.id}") for question in questions]
+    assert [question.question for question in limited(renamed, 50)[0]] == [question.question for question in fit]
+    assert set(limited(questions, 20)[0]) < set(fit)
+    assert set(limited(questions, 50, seed=2)[0]) != set(fit)
+
+
+def test_the_calibration_split_is_cut_from_what_the_limit_leaves():
+    fit, calibration = limited(numbered(200), 50, fraction=0.2)
+    assert (len(fit), len(calibration)) == (40, 10)
+    assert {*fit, *calibration} == set(limited(numbered(200), 50)[0])
+
+
+def test_a_limit_over_the_number_of_questions_takes_them_all():
+    questions = tuple(numbered(7))
+    assert limited(questions, 7) == limited(questions, 8) == limited(questions, None) == (questions, ())
+
+
+def test_a_limit_leaves_other_splits_alone(write):
+    name = write("".join(line(question=f"Which melts in case {n}?") for n in range(9)), "test.jsonl")
+    assert len(data.load(name, config=data.DataConfig(limit=3))) == 9
 
 
 def test_small_and_absent_calibration_splits():

@@ -121,6 +121,7 @@ def kind(config: ModelConfig, fixed_choices: bool = False) -> Kind:
     where it was saved as one; else it scores pairs of question and choice. Raises UserError for a model that cannot
     answer, or not in the way that ``model.kind`` asks for.
     """
+    _check_quantization(config)
     source = _source(config)
     return kind_for(source, _settings(source, config)[0], config.kind, fixed_choices)
 

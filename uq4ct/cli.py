@@ -54,7 +54,7 @@ Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder of t
 MaxSteps = Annotated[int | None, typer.Option("--max-steps", min=1, help="Stop after so many optimizer steps.")]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of initialisation, data order and dropout.")]
 Preset = Annotated[
-    str, typer.Option("--preset", metavar="product|paper|bayesian-lora", help="Starting point of all options.")
+    str, typer.Option("--preset", metavar="product|paper|bayesian-lora|encoder", help="Starting point of all options.")
 ]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file; `uq4ct init` writes a commented one.")]
 Settings = Annotated[
@@ -283,7 +283,8 @@ def compare(
     ] = "sound",
     max_steps: MaxSteps = None,
     preset: Annotated[
-        str | None, typer.Option("--preset", metavar="product|paper|bayesian-lora", help="Default: the protocol's.")
+        str | None,
+        typer.Option("--preset", metavar="product|paper|bayesian-lora|encoder", help="Default: the protocol's."),
     ] = None,
     config: ConfigFile = None,
     settings: Settings = None,

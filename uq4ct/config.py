@@ -105,15 +105,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "data": {"calibration_fraction": 0.0},
         "method": {"answer_loss": "vocabulary"},
     },
-    # An encoder's head is new and its norms allow larger steps; the smallest known to train one (docs/log.md).
-    "encoder": {
-        "train": {
-            "num_train_epochs": 3,
-            "learning_rate": 1e-3,
-            "lr_scheduler_type": "linear",
-            "warmup_steps": 0.06,
-        },
-    },
     # Laplace-LoRA and BLoB: rank 8, small steps, 300 tokens. Their LoRA adapts query, value and head alone.
     "bayesian-lora": {
         "prompt": {"pack": "laplace_lora", "max_length": 300},
@@ -127,6 +118,15 @@ PRESETS: dict[str, dict[str, Any]] = {
             "adam_epsilon": 1e-6,
             "per_device_train_batch_size": 4,
             "max_steps": 5000,
+        },
+    },
+    # An encoder's new head wants larger steps and more of them, with warm-up and decay; from a first study, not tuned.
+    "encoder": {
+        "train": {
+            "num_train_epochs": 3,
+            "learning_rate": 1e-3,
+            "lr_scheduler_type": "linear",
+            "warmup_steps": 0.06,
         },
     },
 }
