@@ -216,6 +216,28 @@ def test_an_activation_that_is_a_function_comes_back_as_one():
     assert torch.equal(logits(restored, "multiple_choice"), before)
 
 
+@pytest.mark.parametrize("family", ["bert", "distilbert", "deberta-v2", "modernbert"])
+def test_checkpointing_records_each_layer_once(family):
+    model = randomise(adapt(encoder(family))).train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout) or type(module).__name__ == "StableDropout":
+            module.p = module.drop_prob = 0.0
+
+    def gradients():
+        model.zero_grad()
+        torch.manual_seed(0)
+        with record_routing(model) as record:
+            output = logits(model, "multiple_choice")
+        (output.square().sum() + sum(layer.kept.sum() for layer in record.layers)).backward()
+        assert len(record.layers) == LAYERS
+        return [p.grad.clone() for p in model.parameters() if p.requires_grad]
+
+    plain = gradients()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for one, other in zip(plain, gradients(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
 # ---- the head
 
 

@@ -267,6 +267,23 @@ def test_a_head_that_was_trained_for_the_same_classes_is_kept_in_its_own_order(t
     methods.find("zero_shot")().check(loaded.model)  # such a head answers without training
 
 
+def test_a_trained_classifier_answers_without_training_as_transformers_does(place, tmp_path):
+    import transformers as tf
+
+    folder = tmp_path / "model"
+    classifier(folder, ["not", "good", "bad"])
+    changes = {"model": {"name": str(folder)}, "method": {"name": "zero_shot"}}
+    given = options(place, "bert", "classification", folder=tmp_path / "run", **changes)
+    given["method"] = {"name": "zero_shot"}
+    run = fitting.train(resolve([Layer.of(given, "test")]), say=lambda line: None)
+    answer = UQModel.load(run).predict("the film is good", list(CLASSES))
+    model, encode = tf.AutoModelForSequenceClassification.from_pretrained(folder).eval(), tokenizer()
+    with torch.no_grad():
+        found = model(**encode("the film is good", return_tensors="pt", return_token_type_ids=True)).logits[0].softmax(-1)
+    expected = {model.config.id2label[row]: p.item() for row, p in enumerate(found)}
+    assert dict(zip(CLASSES, answer.probabilities.values(), strict=True)) == pytest.approx(expected, abs=1e-6)
+
+
 @pytest.mark.parametrize("labels", [["LABEL_0", "LABEL_1", "LABEL_2"], ["bad", "good"]])
 def test_a_head_for_other_classes_is_replaced(labels, tmp_path):
     from safetensors.torch import load_file

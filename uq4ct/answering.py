@@ -80,8 +80,8 @@ class UQModel:
 
         run = run if isinstance(run, Run) else Run.open(run)
         config, expected = run.config, run.facts["base"]
-        named = {"name": base or config.model.name, "kind": expected["kind"]}
-        backbone = backbones.load(config.model.model_copy(update=named), expected["classes"])
+        named = {"name": base or config.model.name, "kind": expected.get("kind", "causal")}  # there was no other once
+        backbone = backbones.load(config.model.model_copy(update=named), expected.get("classes", ()))
         if backbone.fingerprint != expected["fingerprint"]:
             raise UserError(
                 f"{run.folder}: fitted on base model '{expected['name']}', fingerprint "

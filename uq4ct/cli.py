@@ -239,7 +239,7 @@ def ask(
     from uq4ct.runs import Run
 
     opened = Run.open(run)
-    choices = choices or list(opened.facts["base"]["classes"])  # a classifier's are known
+    choices = choices or list(opened.facts["base"].get("classes", ()))  # a classifier's are known
     question = question or typer.prompt("Question", err=True)
     while not choices:
         line = typer.prompt("Choices, separated by |", err=True)

@@ -23,6 +23,8 @@ def run(resolve: Callable[[], Config], say: Say) -> None:
 
     Raises UserError with every problem of the first step that fails.
     """
+    from uq4ct.scoring import length
+
     config = resolve()
     say(f"[1/6] config         ok   method {config.method.label}, seed {config.output.seed}")
     ready = prepare(config)
@@ -42,7 +44,7 @@ def run(resolve: Callable[[], Config], say: Say) -> None:
         else ready.encoder.reading
     )
     say(f"[4/6] answer tokens  ok   {tokens}")
-    lengths = np.array([len(example["input_ids"]) for example in ready.examples])
+    lengths = np.array([length(example) for example in ready.examples])
     middle, most, cut_off = np.median(lengths), np.quantile(lengths, 0.99), config.prompt.max_length
     say(f"[5/6] prompt         ok   {middle:.0f} tokens in the middle, 99 % up to {most:.0f}, cut-off {cut_off}:")
     for line in ready.encoder.render(ready.questions.questions[0]).splitlines():
