@@ -238,8 +238,8 @@ def ask(
     from uq4ct.answering import UQModel
     from uq4ct.runs import Run
 
-    opened = Run.open(run)
-    choices = choices or list(opened.facts["base"].get("classes", ()))  # a classifier's are known
+    if not choices:
+        choices = list(Run.open(run).facts["base"].get("classes", ()))  # a classifier's are known
     question = question or typer.prompt("Question", err=True)
     while not choices:
         line = typer.prompt("Choices, separated by |", err=True)
@@ -249,7 +249,7 @@ def ask(
         raise UserError(f"--choice: expected texts that differ, got {choices}")
     if not 2 <= len(choices) <= 26:
         raise UserError(f"--choice: a question has 2 to 26 choices, got {len(choices)}")
-    answer = UQModel.load(opened, base=base).predict(question, choices, context)
+    answer = UQModel.load(run, base=base).predict(question, choices, context)
     if as_json:
         print(json.dumps(answer._asdict(), ensure_ascii=False))
         return
