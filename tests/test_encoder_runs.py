@@ -383,8 +383,8 @@ def test_a_comparison_runs_on_a_classifier_and_asks_for_its_classes_itself(place
     many = ["--methods", "lora,lora+temperature,mixlora", "--seeds", "1", "--max-steps", "3", "--output", tmp_path / "cmp"]
     assert run_cli("compare", *made, *many, *settings_, "method.rank=2", "--workers", "1") == 0
     results = json.loads((tmp_path / "cmp" / "results.json").read_text())
-    assert {cell["method"] for cell in results["cells"]} == {"lora", "lora+temperature", "mixlora"}
-    (cell,) = (tmp_path / "cmp" / "cells").glob("mixlora-*")
+    assert {"lora", "lora+temperature", "mixlora"} <= {cell["method"] for cell in results["cells"]}
+    cell = min((tmp_path / "cmp" / "cells").glob("mixlora-*"))
     capsys.readouterr()
     assert run_cli("ask", cell, "-q", "the film is good", "--json") == 0
     assert set(json.loads(capsys.readouterr().out.splitlines()[-1])["probabilities"]) == {"A", "B", "C"}
