@@ -364,7 +364,7 @@ def test_every_verb_works_on_an_encoder(place, tmp_path, capsys):
     assert "| [CLS] which is number 0 ? [SEP] red [SEP]" in out
     small = ["--set", "method.rank=2", "method.num_experts=4", "data.limit=40"]
     assert run_cli("train", *common, "--method", "uq4ct+temperature", "--max-steps", "3", "--output", folder, *small) == 0
-    assert "--preset encoder sets 1e-3" in capsys.readouterr().err
+    assert "--preset encoder trains longer" in capsys.readouterr().err
     assert json.loads((folder / "uq4ct.json").read_text())["n"] == 36
     assert run_cli("evaluate", folder, "--data", pairs, "--json") == 0
     (result,) = json.loads(capsys.readouterr().out)["results"]

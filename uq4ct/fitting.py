@@ -15,14 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from uq4ct import data, predictions
-from uq4ct.adapting import (
-    Bench,
-    TrainConfig,
-    check_training_options,
-    is_main_process,
-    remove_checkpoints,
-    wait_for_all,
-)
+from uq4ct.adapting import Bench, check_training_options, is_main_process, remove_checkpoints, wait_for_all
 from uq4ct.answering import UQModel
 from uq4ct.config import Config
 from uq4ct.encoders import new_modules
@@ -86,17 +79,16 @@ def _base_model(config: Config, questions: Sequence[Question]) -> Backbone:
 
 
 def _kind_notes(config: Config, backbone: Backbone) -> list[str]:
-    """Say what an encoder was taken for, and that the steps of a causal model are small for its new head."""
+    """Say what an encoder was taken for, and that its new head is trained as an adapter alone would be."""
     if backbone.kind == "causal":
         return []
     classes = ", ".join(backbone.classes)
     does = f"tells {classes} apart" if classes else "scores every pair of question and choice"
     notes = [f"model.kind: {backbone.kind}: {backbone.name} is an encoder, its head {does}"]
-    usual = TrainConfig.model_fields["learning_rate"].default
-    if new_modules(backbone.model) and config.train.learning_rate <= usual:
+    if new_modules(backbone.model) and config.train.lr_scheduler_type == "constant":
         notes.append(
-            f"train.learning_rate: {config.train.learning_rate:g} is small for the new head of an encoder; "
-            "--preset encoder sets 1e-3 with warm-up and linear decay"
+            f"train.lr_scheduler_type: constant, {config.train.num_train_epochs:g} epochs; for the new head of an encoder "
+            "--preset encoder trains longer, with warm-up and decay"
         )
     return notes
 
