@@ -325,6 +325,9 @@ def metrics(
         Path, typer.Argument(metavar="PREDICTIONS", help="Anyone's jsonl or csv with probabilities and label.")
     ],
     bins: Annotated[int, typer.Option("--bins", min=1, help="Equal-width bins of the calibration error.")] = 15,
+    resamples: Annotated[
+        int, typer.Option("--resamples", min=100, help="Resamples behind every interval and null band.")
+    ] = 1000,
     as_json: Json = False,
 ) -> None:
     """Measure a file of predictions: accuracy, calibration, selective prediction, with intervals."""
@@ -332,7 +335,7 @@ def metrics(
     from uq4ct.metrics import Answers, summarize
     from uq4ct.report import table
 
-    result = summarize(Answers.of_rows(predictions.read(source)), task=source.stem, bins=bins)
+    result = summarize(Answers.of_rows(predictions.read(source)), task=source.stem, bins=bins, resamples=resamples)
     print(json.dumps(result, ensure_ascii=False, allow_nan=False) if as_json else table([result]))
 
 
