@@ -12,7 +12,8 @@ import numpy as np
 from uq4ct.metrics import calibration_error, proper_scores, selective, smooth_error, uncertainty
 from uq4ct.metrics.answers import Answers, Metric, Settings, Undefined, feu_of
 from uq4ct.metrics.brier_parts import corp, murphy
-from uq4ct.metrics.intervals import bootstrap_weights, percentile, pivotal, resampled_groups, wilson
+from uq4ct.metrics.intervals import resampled_groups
+from uq4ct.metrics.measuring import ANSWERED, Measured, kept_of, measure
 from uq4ct.metrics.null_band import bin_table, consistency_resample, ece_null, verdict
 from uq4ct.metrics.usefulness import score_tests
 
@@ -50,13 +51,10 @@ def summarize(
         answers = Answers.of_rows(answers)
     answers = answers.take(np.argsort(-answers.confidence, kind="stable"))  # resamples then need no sorting
     settings = Settings(bins=bins, resamples=resamples, seed=seed, level=level)
-    values, reasons = _values(answers, settings)
-    draws = _draws(answers, settings, [metric for metric in METRICS if values[metric.name] is not None])
-    intervals = {
-        metric.name: _interval(metric, values[metric.name] or 0.0, draws[metric.name], answers, level)
-        for metric in METRICS
-        if metric.name in draws
-    }
+    measured = measure(answers, settings, (*METRICS, ANSWERED))
+    values = {metric.name: measured.values[metric.name] for metric in METRICS}
+    intervals = {name: ends for name, ends in measured.intervals.items() if name in values}
+    reasons = {name: reason for name, reason in measured.reasons.items() if name in values}
     pair = answers.confidence, answers.correct
     band = consistency_resample(answers.confidence, bins, resamples, seed)
     null = ece_null(*pair, bins, null=band)
@@ -71,9 +69,9 @@ def summarize(
         "chance": float((1.0 / answers.mask.sum(axis=1)).mean()),
         "base_rate": {"aupr_right": values["accuracy"], "aupr_wrong": 1.0 - (values["accuracy"] or 0.0)},
         "accuracy_at_coverage": selective.coverage_table(answers),
-        "answered": _answered(answers, level, draws["answered"]),
+        "answered": _answered(answers, measured),
         "intervals": intervals,
-        "standard_errors": {name: _spread(draws[name]) for name in intervals},
+        "standard_errors": {name: measured.standard_errors[name] for name in intervals},
         "ece_null": null,
         "bins": bin_table(*pair, bins, null=band),
         "brier_parts": {
@@ -90,63 +88,6 @@ def summarize(
         "settings": asdict(settings) | {"binning": "equal width, right-closed", **_resampling(answers)},
         "reasons": reasons,
     }
-
-
-def _values(answers: Answers, settings: Settings) -> tuple[dict[str, float | None], dict[str, str]]:
-    values: dict[str, float | None] = {}
-    reasons: dict[str, str] = {}
-    for metric in METRICS:
-        try:
-            values[metric.name] = metric.value(answers, settings)
-        except Undefined as reason:
-            values[metric.name], reasons[metric.name] = None, str(reason)
-    return values, reasons
-
-
-def _draws(answers: Answers, settings: Settings, metrics: Sequence[Metric]) -> dict[str, np.ndarray]:
-    """Return the resampled values of each metric, and of the accuracy of ``answered``, from one set of resamples."""
-    blocks: dict[str, list[np.ndarray]] = {name: [] for name in ("answered", *(metric.name for metric in metrics))}
-    kept = _kept(answers)
-    groups = resampled_groups(answers.groups)
-    for weights in bootstrap_weights(answers.n, settings.resamples, settings.seed, groups):
-        for metric in metrics:
-            if metric.draws is not None:
-                blocks[metric.name].append(metric.draws(answers, settings, weights))
-        if groups is not None:
-            with np.errstate(invalid="ignore"):
-                blocks["answered"].append(weights @ (kept * answers.correct) / (weights @ kept))
-    return {name: np.concatenate(parts) if parts else np.empty(0) for name, parts in blocks.items()}
-
-
-def _interval(metric: Metric, value: float, draws: np.ndarray, answers: Answers, level: float) -> list[float] | None:
-    if metric.interval == "none":
-        return None
-    if metric.interval == "wilson":
-        return _share_interval(answers.correct, answers, draws, level)
-    if metric.interval == "pivotal":
-        ends = pivotal(value, draws, level)
-        return [ends[0], min(ends[1], 1.0)] if ends else None
-    ends = percentile(draws, level)
-    return list(ends) if ends else None
-
-
-def _share_interval(hits: np.ndarray, answers: Answers, draws: np.ndarray, level: float) -> list[float] | None:
-    """Return Wilson's interval of a share; with groups the bootstrap's, but Wilson's of groups at 0 and 1."""
-    groups = resampled_groups(answers.groups)
-    share = float(hits.mean())
-    if groups is None:
-        return list(wilson(float(hits.sum()), len(hits), level))
-    if share in (0.0, 1.0):
-        number = min(len(np.unique(groups)), len(hits))
-        return list(wilson(share * number, number, level))
-    ends = percentile(draws, level)
-    return list(ends) if ends else None
-
-
-def _spread(draws: np.ndarray) -> float | None:
-    """Return the bootstrap's standard error; null where fewer than two resamples have a value."""
-    defined = draws[np.isfinite(draws)]
-    return float(defined.std(ddof=1)) if len(defined) > 1 else None
 
 
 def _resampling(answers: Answers) -> dict[str, Any]:
@@ -174,17 +115,16 @@ def _usefulness(
     return found[0], found[1]
 
 
-def _kept(answers: Answers) -> np.ndarray:
-    return np.ones(answers.n, bool) if answers.kept is None else answers.kept
-
-
-def _answered(answers: Answers, level: float, draws: np.ndarray) -> dict[str, Any]:
+def _answered(answers: Answers, measured: Measured) -> dict[str, Any]:
     """Return coverage and accuracy of the answers that the abstain rule lets through; without a rule, of all."""
-    kept = _kept(answers)
-    hits = answers.correct[kept]
-    accuracy = float(hits.mean()) if kept.any() else None
-    interval = _share_interval(hits, answers, draws, level) if kept.any() else None
-    return {"n": int(kept.sum()), "coverage": float(kept.mean()), "accuracy": accuracy, "interval": interval}
+    kept = kept_of(answers)
+    name = ANSWERED.name
+    return {
+        "n": int(kept.sum()),
+        "coverage": float(kept.mean()),
+        "accuracy": measured.values[name],
+        "interval": measured.intervals.get(name),
+    }
 
 
 def list_metrics() -> list[dict[str, str]]:
