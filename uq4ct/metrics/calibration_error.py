@@ -150,7 +150,7 @@ def swept_bins(size_up_to: np.ndarray, right_up_to: np.ndarray) -> int:
 
 @lru_cache(maxsize=256)  # resamples of one file have the same n, those of groups a few
 def _sweep(n: int, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the borders of ``first`` to ``last`` bins in one row; of each pair of neighbours, the place and the bins."""
+    """Return the borders of ``first`` to ``last`` bins in one row; of each two neighbours, place and bins."""
     numbers = np.arange(first, last + 1)
     starts = np.cumsum(numbers + 1) - numbers - 1
     pairs = [start + np.arange(bins - 1) for start, bins in zip(starts, numbers, strict=True)]
