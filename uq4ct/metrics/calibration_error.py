@@ -154,7 +154,7 @@ def _sweep(n: int, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.nd
     numbers = np.arange(first, last + 1)
     starts = np.cumsum(numbers + 1) - numbers - 1
     pairs = [start + np.arange(bins - 1) for start, bins in zip(starts, numbers, strict=True)]
-    places = np.concatenate([_borders(n, bins) for bins in numbers])
+    places = np.concatenate([_borders(n, int(bins)) for bins in numbers])
     return places, np.concatenate(pairs), np.repeat(numbers, numbers - 1)
 
 

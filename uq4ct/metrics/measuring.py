@@ -43,11 +43,14 @@ def measure(answers: Answers, settings: Settings, metrics: Sequence[Metric]) -> 
 
 def _draws(answers: Answers, settings: Settings, metrics: Sequence[Metric]) -> dict[str, np.ndarray]:
     blocks: dict[str, list[np.ndarray]] = {metric.name: [np.empty(0)] for metric in metrics}
+    order = np.argsort(-answers.confidence, kind="stable")  # ranked once: most metrics then need no sorting
+    ranked = answers.take(order)
     groups = resampled_groups(answers.groups)
-    for weights in bootstrap_weights(answers.n, settings.resamples, settings.seed, groups):
+    for block in bootstrap_weights(answers.n, settings.resamples, settings.seed, groups):
+        weights = np.take(block, order, axis=1)
         for metric in metrics:
             if metric.draws is not None:
-                blocks[metric.name].append(metric.draws(answers, settings, weights))
+                blocks[metric.name].append(metric.draws(ranked, settings, weights))
     return {name: np.concatenate(parts) for name, parts in blocks.items()}
 
 

@@ -28,16 +28,17 @@ def consistency_resample(confidence: np.ndarray, bins: int = 15, draws: int = 10
     >>> bool(consistency_resample(np.full(100, 0.7)).ece.mean() > 0.02)
     True
     """
-    confidence = np.sort(check_unit_interval(confidence, "confidences"))  # a bin is then one stretch
+    confidence = check_unit_interval(confidence, "confidences")
     index, generator = bin_index(confidence, bins), np.random.default_rng(seed)
     counts = np.bincount(index, minlength=bins)
     expected = np.bincount(index, weights=confidence, minlength=bins)
+    order = np.argsort(index, kind="stable")  # a bin is then one stretch
     full = counts > 0
-    starts = np.searchsorted(index, np.flatnonzero(full))
+    starts = (np.cumsum(counts) - counts)[full]
     hits = np.zeros((draws, bins))
     for draw in range(draws):
         right = generator.random(len(confidence)) < confidence
-        hits[draw, full] = np.add.reduceat(right, starts, dtype=np.int64)
+        hits[draw, full] = np.add.reduceat(right[order], starts, dtype=np.int64)
     with np.errstate(invalid="ignore"):
         return CalibratedDraws(np.abs(hits - expected).sum(axis=1) / len(confidence), hits / counts)
 

@@ -49,7 +49,6 @@ def summarize(
     """
     if not isinstance(answers, Answers):
         answers = Answers.of_rows(answers)
-    answers = answers.take(np.argsort(-answers.confidence, kind="stable"))  # resamples then need no sorting
     settings = Settings(bins=bins, resamples=resamples, seed=seed, level=level)
     measured = measure(answers, settings, (*METRICS, ANSWERED))
     values = {metric.name: measured.values[metric.name] for metric in METRICS}
