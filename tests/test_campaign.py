@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -178,6 +179,7 @@ def test_a_training_is_kept_at_the_points_that_methods_sharing_it_need(questions
             ["--protocol", "paper", "--methods", "lora+temperature"],
             "'lora+temperature' needs a calibration split, but none is kept",
         ),
+        (["--baseline", "zero_shoot"], "--baseline: 'zero_shoot' is not one of the methods. Did you mean 'zero_shot'?"),
         (["--engine", "slurm"], "--engine: 'slurm' is not one of local, ray"),
         (["--model", "./nowhere"], "model.name: no such folder: ./nowhere"),
         (["--methods", "uq4ct[top_k=9]"], "top_k: 9 is larger than the 8 experts"),
@@ -234,6 +236,57 @@ def test_a_dry_run_prints_the_cells_and_writes_nothing(questions, tmp_path, caps
     assert cli.invoke(asked) == 0
     assert "4 of 4 cells to run" in capsys.readouterr().out
     assert not output.exists()
+
+
+def planned(questions: Path, output: Path, flags: list[str], capsys) -> list[dict]:
+    """Return the cells that a comparison of this command would have."""
+    small = ["train.per_device_train_batch_size=4", "eval.resamples=100"]
+    asked = ["compare", "--model", "tiny", "--data", str(questions), "--output", str(output), "--max-steps", "2"]
+    assert cli.invoke([*asked, *flags, "--set", *small, "--dry-run", "--json"]) == 0
+    return json.loads(capsys.readouterr().out)["cells"]
+
+
+def test_under_sound_every_method_gets_a_temperature_and_five_seeds(questions, tmp_path, capsys):
+    flags = ["--methods", "lora[rank=2],zero_shot+vector,mixlora,mixlora+temperature"]
+    cells = planned(questions, tmp_path / "out", flags, capsys)
+    assert list(dict.fromkeys(cell["method"] for cell in cells)) == [
+        "lora[rank=2]",
+        "lora[rank=2]+temperature",
+        "zero_shot+vector",
+        "mixlora",
+        "mixlora+temperature",
+    ]
+    assert sorted({cell["seed"] for cell in cells}) == [1, 2, 3, 4, 5]
+    cells = planned(questions, tmp_path / "out", ["--methods", "zero_shot", "--no-temperature"], capsys)
+    assert [cell["method"] for cell in cells] == ["zero_shot"] * 5
+
+
+def test_without_a_calibration_split_nothing_is_scaled(questions, tmp_path, capsys):
+    cells = planned(questions, tmp_path / "out", ["--methods", "zero_shot", "--protocol", "paper"], capsys)
+    assert [(cell["method"], cell["seed"]) for cell in cells] == [("zero_shot", 1), ("zero_shot", 2), ("zero_shot", 3)]
+    flags = ["--methods", "lora[rank=2;data.calibration_fraction=0],zero_shot", "--seeds", "1"]
+    cells = planned(questions, tmp_path / "out", flags, capsys)
+    assert [cell["method"] for cell in cells] == [
+        "lora[rank=2;data.calibration_fraction=0]",
+        "zero_shot",
+        "zero_shot+temperature",
+    ]
+
+
+def test_a_scaled_row_is_estimated_to_cost_no_second_training_and_no_second_answers(questions, tmp_path):
+    made = plan(questions, tmp_path, "mc_dropout[samples=50],mc_dropout[samples=50]+temperature", [1])
+    raw, scaled = campaign.estimate(made, [campaign.state(cell) for cell in made.cells]).values()
+    size = next(iter(made.sizes.values()))
+    assert 0 < size.calibration < size.answers
+    assert scaled.seconds < raw.seconds / 2
+
+
+def test_members_of_an_ensemble_share_no_seed_with_any_other_run():
+    from uq4ct.methods.deep_ensemble import member_seed
+
+    members = [member_seed(seed, number) for seed in range(1, 51) for number in range(10)]
+    assert len(set(members)) == len(members)
+    assert [member_seed(seed, 0) for seed in range(1, 51)] == list(range(1, 51))
 
 
 # ---- running
@@ -296,7 +349,35 @@ def test_the_tables_tell_the_protocol_and_every_number(compared):
     lines = (output / "table.csv").read_text().splitlines()
     assert f"{results[1]['nll']}" in next(line for line in lines if line.split(",")[2:4] == ["lora[rank=2]", "nll"])
     assert r"\begin{tabular}" in (output / "table.tex").read_text()
+    assert found["baseline"] == "zero_shot"
+    assert {(row["method"], row["baseline"]) for row in found["differences"]} == {("lora[rank=2]", "zero_shot")}
+    assert len((output / "differences.csv").read_text().splitlines()) == 1 + len(found["differences"])
+    assert "2 paired seeds, where protocol sound asks for 5 or more" in (output / "table.md").read_text()
     assert [row["passes"] for row in found["costs"]] == [1, 1]
+
+
+def test_the_tables_of_a_folder_are_made_anew_from_its_files_alone(compared, tmp_path, capsys):
+    output, _, done = compared
+    copy = tmp_path / "moved"
+    shutil.copytree(output, copy, ignore=shutil.ignore_patterns("store"))
+    results = json.loads(done.stdout)["results"]
+    assert cli.invoke(["compare", "--output", str(copy), "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert (again["results"], again["baseline"]) == (results, "zero_shot")
+    assert {Path(cell["folder"]).parents[1] for cell in again["cells"]} == {copy}
+    assert cli.invoke(["compare", "--output", str(copy), "--baseline", "lora[rank=2]", "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert {(row["method"], row["baseline"]) for row in again["differences"]} == {("zero_shot", "lora[rank=2]")}
+    (copy / "results.json").unlink()
+    assert cli.invoke(["compare", "--output", str(copy), "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert sorted(row["method"] for row in again["results"]) == sorted(row["method"] for row in results)
+    changed = next(copy.glob("cells/lora*/evaluations/*/predictions.jsonl"))
+    changed.write_text(changed.read_text().replace("0.", "0.0", 1))
+    assert cli.invoke(["compare", "--output", str(copy)]) == 2
+    assert "predictions.jsonl" in capsys.readouterr().err
+    assert cli.invoke(["compare", "--output", str(tmp_path / "empty")]) == 2
+    assert "holds no comparison with a finished cell" in capsys.readouterr().err
 
 
 def test_a_cell_that_another_comparison_works_on_is_waited_for(questions, tmp_path):

@@ -10,7 +10,7 @@ from typing import Any
 from uq4ct.campaign import Outcome, Plan
 from uq4ct.campaign.cells import RECEIPT
 from uq4ct.errors import UserError, did_you_mean
-from uq4ct.manifest import write_atomically
+from uq4ct.manifest import verify_manifest, write_atomically
 from uq4ct.metrics.answers import Settings
 from uq4ct.protocols import PROTOCOLS, Protocol
 from uq4ct.report import answered, comparison, comparison_tables
@@ -66,36 +66,45 @@ def reread(output: Path, baseline: str | None = None) -> Json:
     says which belong together.
     """
     before = _read(output / "results.json")
-    folders = [Path(cell["folder"]) for cell in before.get("cells", ()) if cell["status"] == "complete"]
-    folders = [output / "cells" / folder.name for folder in folders]  # the whole comparison may have moved
+    scored = _finished(output, before)
+    cells = before.get("cells") or [_cell(run) for run in scored]
+    cells = [{**cell, "folder": str(output.resolve() / "cells" / Path(cell["folder"]).name)} for cell in cells]
+    methods = list(dict.fromkeys(cell["method"] for cell in cells))
+    scored.sort(key=lambda run: (run.seed, methods.index(run.method)))
+    options = answered.options_of(scored[0])["eval"]
+    settings = Settings(bins=options["bins"], resamples=max(RESAMPLES, options["resamples"]))
+    chosen = baseline_of(methods, baseline if baseline is not None else before.get("baseline"))
+    machine = _read(scored[0].folder / "environment.json")
+    facts: Json = {"code_sha256": machine.get("code_sha256"), "machine": machine, "absent": {}, "remarks": []}
+    facts |= {key: before[key] for key in facts if key in before} | {"cells": cells}
+    held = PROTOCOLS[before.get("protocol", {}).get("name", "sound")]
+    return _write(scored, held, settings, chosen, output, facts)
+
+
+def _finished(output: Path, before: Json) -> list[Scored]:
+    """Return the finished cells of a folder: those that results.json names, where it is there, else all."""
+    named = [Path(cell["folder"]).name for cell in before.get("cells", ()) if cell["status"] == "complete"]
+    folders = [output / "cells" / name for name in named]  # the whole folder may have moved since
     folders = folders or sorted(receipt.parent for receipt in output.glob(f"cells/*/{RECEIPT}"))
     if not folders:
         raise UserError(f"{output}: holds no comparison with a finished cell; --methods and --data start one")
     receipts = [_read(folder / RECEIPT) for folder in folders]
-    if absent := [str(folder) for folder, receipt in zip(folders, receipts, strict=True) if not receipt]:
-        raise UserError([f"{place}: its {RECEIPT} is gone; the command that made it runs it again" for place in absent])
-    names = [(receipt["method"], receipt["seed"]) for receipt in receipts]
-    if len({receipt["task"] for receipt in receipts}) > 1 or len(set(names)) < len(names):
+    if absent := [folder for folder, receipt in zip(folders, receipts, strict=True) if not receipt]:
+        raise UserError([f"{folder}: no {RECEIPT}; the command that made the cell runs it again" for folder in absent])
+    for folder, receipt in zip(folders, receipts, strict=True):
+        for name in receipt["evaluations"]:
+            verify_manifest(folder / "evaluations" / name)
+    found = [
+        Scored(receipt["method"], receipt["seed"], folder, tuple(receipt["evaluations"]))
+        for folder, receipt in zip(folders, receipts, strict=True)
+    ]
+    tasks = {receipt["task"] for receipt in receipts}
+    if len(tasks) > 1 or len({(run.method, run.seed) for run in found}) < len(found):
         raise UserError(
             f"{output}: holds cells of several comparisons, and no results.json says which belong together; give the "
             "command that made it, with --methods and --data"
         )
-    cells = before.get("cells") or [_cell(*pair) for pair in zip(folders, receipts, strict=True)]
-    methods = list(dict.fromkeys(cell["method"] for cell in cells))
-    order = {method: place for place, method in enumerate(methods)}
-    scored = [
-        Scored(*name, folder, _evaluations(folder)) for name, folder in zip(names, folders, strict=True)
-    ]
-    scored.sort(key=lambda run: (run.seed, order[run.method]))
-    options = answered.options_of(scored[0])["eval"]
-    settings = Settings(bins=options["bins"], resamples=max(RESAMPLES, options["resamples"]))
-    chosen = baseline_of(methods, baseline if baseline is not None else before.get("baseline"))
-    kept = ("code_sha256", "machine", "absent", "remarks")
-    facts = {"cells": cells, "absent": {}, "remarks": [], **{key: before[key] for key in kept if key in before}}
-    held = PROTOCOLS[before.get("protocol", {}).get("name", "sound")]
-    facts.setdefault("machine", _read(scored[0].folder / "environment.json"))
-    facts.setdefault("code_sha256", facts["machine"].get("code_sha256"))
-    return _write(scored, held, settings, chosen, output, facts)
+    return found
 
 
 def _write(
@@ -140,11 +149,11 @@ def _told(outcome: Outcome) -> Json:
     return {**plain, **more, "digest": cell.digest, "message": outcome.message}
 
 
-def _cell(folder: Path, receipt: Json) -> Json:
-    """Describe a finished cell by its own receipt."""
-    passes = _read(folder / "uq4ct.json").get("passes")
+def _cell(run: Scored) -> Json:
+    """Describe a finished cell by its own files."""
+    receipt, facts = _read(run.folder / RECEIPT), _read(run.folder / "uq4ct.json")
     plain = {key: receipt[key] for key in ("method", "task", "seed", "seconds", "digest")}
-    return {**plain, "status": "complete", "passes": passes, "folder": str(folder), "message": ""}
+    return {**plain, "status": "complete", "passes": facts.get("passes"), "folder": str(run.folder), "message": ""}
 
 
 def _notes(held: Protocol, settings: Settings, facts: Json, baseline: str | None) -> list[str]:

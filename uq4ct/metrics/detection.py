@@ -31,10 +31,10 @@ def ood_auroc_draws(
     [0.5]
     """
     inside, outside = _checked(in_distribution, shifted)
-    values, place = np.unique(np.concatenate([inside, outside]), return_inverse=True)
-    below = _summed(in_weights, place[: len(inside)], len(values))
-    above = _summed(shifted_weights, place[len(inside) :], len(values))
-    wins = (above * (np.cumsum(below, axis=1) - below / 2)).sum(axis=1)
+    order = np.argsort(inside, kind="stable")
+    below = np.pad(np.cumsum(in_weights[:, order], axis=1), ((0, 0), (1, 0)))  # weight of the k lowest
+    less, not_more = (np.searchsorted(inside[order], outside, side) for side in ("left", "right"))
+    wins = ((below[:, less] + below[:, not_more]) * shifted_weights).sum(axis=1) / 2
     return wins / (in_weights.sum(axis=1) * shifted_weights.sum(axis=1))
 
 
@@ -63,12 +63,3 @@ def _checked(in_distribution: np.ndarray, shifted: np.ndarray) -> tuple[np.ndarr
     if not len(inside) or not len(outside):
         raise Undefined("needs in-distribution and shifted questions")
     return inside, outside
-
-
-def _summed(weights: np.ndarray, place: np.ndarray, values: int) -> np.ndarray:
-    """Sum (draw, n) weights over equal scores, in the order of the scores; (draw, values)."""
-    order = np.argsort(place, kind="stable")
-    present, starts = np.unique(place[order], return_index=True)
-    summed = np.zeros((len(weights), values))
-    summed[:, present] = np.add.reduceat(weights[:, order], starts, axis=1)
-    return summed

@@ -28,13 +28,23 @@ def shift_detection(asked: Asked, inside: str | None, settings: Settings) -> lis
     over samples. ``auroc`` and ``fpr95`` are means over seeds; a score that a method does not have is null, with a
     reason. Empty where nothing like the training questions was evaluated.
     """
+    if inside is None:
+        return []
     found = []
-    for shifted in asked if inside is not None else ():
-        for method, runs in asked[inside].items() if shifted != inside else ():  # type: ignore[index]
+    own = _weights(asked, inside, settings, 0)
+    for shifted in (name for name in asked if name != inside):
+        weights = own, _weights(asked, shifted, settings, 1)
+        for method, runs in asked[inside].items():
             others = {run.run.seed: run for run in asked[shifted].get(method, ())}
             pairs = [(run, others[run.run.seed]) for run in runs if run.run.seed in others]
-            found += [_detection(method, pairs, score, settings) for score in SCORES if pairs]
+            found += [_detection(method, pairs, score, weights, settings) for score in SCORES if pairs]
     return found
+
+
+def _weights(asked: Asked, name: str, settings: Settings, side: int) -> np.ndarray:
+    """Return how often each question of a task is drawn, (resample, n); the two sides are drawn on their own."""
+    n = next(iter(asked[name].values()))[0].answers.n
+    return np.concatenate(list(bootstrap_weights(n, settings.resamples, settings.seed + side)))
 
 
 def max_probability(run: Answered) -> np.ndarray:
@@ -68,7 +78,13 @@ SCORES: Mapping[str, Callable[[Answered], np.ndarray]] = {
 }
 
 
-def _detection(method: str, pairs: Sequence[tuple[Answered, Answered]], score: str, settings: Settings) -> Row:
+def _detection(
+    method: str,
+    pairs: Sequence[tuple[Answered, Answered]],
+    score: str,
+    weights: tuple[np.ndarray, np.ndarray],
+    settings: Settings,
+) -> Row:
     row: Row = {
         "method": method,
         "in_distribution": pairs[0][0].metrics["task"],
@@ -82,7 +98,7 @@ def _detection(method: str, pairs: Sequence[tuple[Answered, Answered]], score: s
     try:
         scores = [(SCORES[score](inside), SCORES[score](shifted)) for inside, shifted in pairs]
         values = np.array([ood_auroc(*both) for both in scores])
-        draws = _draws(scores, settings)
+        draws = np.stack([_draws(both, weights) for both in scores], axis=1)
     except Undefined as reason:
         return {**row, "reason": str(reason)}
     found = over_seeds(values, draws, level=settings.level, seed=settings.seed)
@@ -90,21 +106,10 @@ def _detection(method: str, pairs: Sequence[tuple[Answered, Answered]], score: s
     return {**row, "auroc": found.mean, "interval": np.clip(found.interval, 0, 1).tolist(), "fpr95": fpr95}
 
 
-def _draws(scores: Sequence[tuple[np.ndarray, np.ndarray]], settings: Settings) -> np.ndarray:
-    """Return the AUROC of drawn questions of both tasks, (resample, seed)."""
-    sizes = len(scores[0][0]), len(scores[0][1])
-    weights = [
-        np.concatenate(list(bootstrap_weights(size, settings.resamples, settings.seed + side)))
-        for side, size in enumerate(sizes)
-    ]
-    blocks = [slice(begin, begin + AT_ONCE) for begin in range(0, settings.resamples, AT_ONCE)]
-    return np.stack(
-        [
-            np.concatenate([ood_auroc_draws(*both, weights[0][block], weights[1][block]) for block in blocks])
-            for both in scores
-        ],
-        axis=1,
-    )
+def _draws(scores: tuple[np.ndarray, np.ndarray], weights: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Return the AUROC of drawn questions of both tasks, (resample,)."""
+    blocks = [slice(begin, begin + AT_ONCE) for begin in range(0, len(weights[0]), AT_ONCE)]
+    return np.concatenate([ood_auroc_draws(*scores, *(side[block] for side in weights)) for block in blocks])
 
 
 def of_feu(asked: Asked, results: Sequence[Json], controls: Mapping[str, str], settings: Settings) -> list[Row]:
