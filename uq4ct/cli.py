@@ -70,7 +70,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the cells, time a
 ColumnsOf = Annotated[
     list[str] | None,
     typer.Option(
-        "--columns", metavar="FIELD=COLUMN,...", help="Where a file has what: label=gold,probabilities=p_* (may repeat)."
+        "--columns", metavar="FIELD=COLUMN,...", help="Where a file has what, e.g. label=gold,probabilities=p_*."
     ),
 ]
 Likelihood = Annotated[
@@ -341,7 +341,7 @@ def metrics(
     bins: Annotated[int, typer.Option("--bins", min=1, help="Equal-width bins of the calibration error.")] = 15,
     columns: ColumnsOf = None,
     likelihood: Likelihood = "acc",
-    by_group: Annotated[bool, typer.Option("--by-group", help="One row of the table per group of a task, too.")] = False,
+    by_group: Annotated[bool, typer.Option("--by-group", help="Part each task by the rows' group, too.")] = False,
     as_json: Json = False,
 ) -> None:
     """Measure predictions: accuracy, calibration, selective prediction, with intervals; by task, method and seed."""
@@ -354,7 +354,8 @@ def metrics(
         names = {"task": task or source.stem, "method": method, "seed": seed}
         results.append({key: name for key, name in names.items() if name is not None} | summarize(rows, bins=bins))
     if as_json:
-        print(json.dumps(results[0] if len(results) == 1 else {"results": results}, ensure_ascii=False, allow_nan=False))
+        shown = results[0] if len(results) == 1 else {"results": results}
+        print(json.dumps(shown, ensure_ascii=False, allow_nan=False))
     else:
         print(table(results))
 

@@ -35,7 +35,8 @@ PREFIXES: Mapping[str, tuple[str, ...]] = {
 }
 DISTRIBUTIONS = tuple(PREFIXES)
 POSITIVE = "positive"  # one column with the probability of class 1 of 0 and 1; never found by name
-OWN = ("uncertainty", "abstained", "samples", "letter_mass", "stratum", "true_probabilities")  # our rows' further fields
+# Further fields of our own rows.
+OWN = ("uncertainty", "abstained", "samples", "letter_mass", "stratum", "true_probabilities")
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Columns:
         return [
             f"--columns: no column '{column}'; the file has {', '.join(names)}.{did_you_mean(column, names)}"
             for column in wanted
-            if column not in names and not (column.endswith("*") and any(name.startswith(column[:-1]) for name in names))
+            if column not in names and not _labelled([column], names)
         ]
 
 
@@ -140,8 +141,9 @@ def find_layout(names: Sequence[str], columns: Columns) -> tuple[Layout | None, 
             spread[field] = _labelled(wanted, names)
     taken = {*single.values(), *(column for labels in spread.values() for column in labels.values())}
     free = [name for name in names if name not in taken]
+    said = {*columns.given} & {*DISTRIBUTIONS, POSITIVE}
     for field in NAMES:
-        if field not in columns.given and not (field in DISTRIBUTIONS and {*DISTRIBUTIONS, POSITIVE} & {*columns.given}):
+        if field not in columns.given and not (said and field in DISTRIBUTIONS):
             problems += _by_name(field, free, single, spread)
     read = {*single.values(), *(column for labels in spread.values() for column in labels.values()), *OWN}
     unread = tuple(name for name in names if name not in read)
@@ -157,7 +159,7 @@ def _labelled(columns: Sequence[str], names: Sequence[str]) -> dict[str, str]:
         if column.endswith("*"):
             stem = column[:-1]
             labels |= {name[len(stem) :]: name for name in names if name.startswith(stem) and len(name) > len(stem)}
-        else:
+        elif column in names:
             labels[column] = column
     return labels
 
@@ -191,8 +193,8 @@ def _lacking(layout: Layout, names: Sequence[str]) -> list[str]:
     if "confidence" not in layout.single:
         return [
             "no probabilities; expected 'probabilities' (an object {label: p} or a list), one column per choice (p_A, "
-            f"p_B, ...), 'logits', 'log_probabilities', or 'confidence' and 'correct'; the file has {', '.join(names)}; "
-            "say where they are: --columns probabilities=..."
+            "p_B, ...), 'logits', 'log_probabilities', or 'confidence' and 'correct'; the file has "
+            f"{', '.join(names)}; say where they are: --columns probabilities=..."
         ]
     if "correct" in layout.single or {"prediction", "label"} <= {*layout.single}:
         return []

@@ -42,6 +42,9 @@ def read_columns(
     return rows, "; ".join([*notes, *_remarks(layout, names, drafts)])
 
 
+_NO_CHOICES = Choices((), (), labelled=True, kind="")
+
+
 @dataclass
 class _Draft:
     """A row on its way to a prediction; ``problems`` collects everything that is wrong with it."""
@@ -50,7 +53,7 @@ class _Draft:
     values: Mapping[str, Any]
     typed: bool
     row: Row = field(default_factory=dict)
-    choices: Choices = Choices((), (), labelled=True, kind="")
+    choices: Choices = _NO_CHOICES
     problems: list[str] = field(default_factory=list)
 
 
@@ -73,7 +76,7 @@ def as_value(cell: str) -> Any:
         return None
     for kind in (int, float, parse_json if word[0] in "[{" else float):
         try:
-            return kind(word)  # type: ignore[operator]
+            return kind(word)
         except (ValueError, RecursionError):
             continue
     return cell

@@ -13,7 +13,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from uq4ct.errors import UserError, did_you_mean
 from uq4ct.predictions.writing import Row
 
 # Metric of the harness -> length by which it divides the log-likelihood of a choice, and how people say it.
-LIKELIHOODS = {
+LIKELIHOODS: Mapping[str, tuple[Callable[[str], int], str]] = {
     "acc": (lambda text: 1, "the summed log-likelihood of each continuation"),
     "acc_norm": (len, "the log-likelihood of each continuation by its length in characters"),
     "acc_bytes": (lambda text: len(text.encode()), "the log-likelihood of each continuation by its length in bytes"),
@@ -50,7 +50,7 @@ class _Document(NamedTuple):
 
 def recognise(raws: Sequence[RawRow]) -> bool:
     """Tell samples of the harness from other rows."""
-    return bool(raws) and all(_FIELDS <= set(raw.values) for raw in raws)
+    return bool(raws) and all(set(raw.values) >= _FIELDS for raw in raws)
 
 
 def sample_files(folder: Path) -> list[Path]:
@@ -90,8 +90,10 @@ def read_samples(
     task, model = _task(path), _model(path)
     rows = []
     for document in documents:
-        row = _row(document, reading, likelihood, problems)
-        if row is not None:
+        if why := _refusal(document, reading, likelihood):
+            problems.append(f"{document.place}: {why}")
+        else:
+            row = _row(document, reading, likelihood)
             rows.append(row | {"task": task} | ({"method": model} if model else {}) | {"place": document.place})
     hashes = Counter(str(document.values.get("doc_hash") or document.place) for document in documents)
     again = sum(count - 1 for count in hashes.values())
@@ -165,9 +167,8 @@ def _document(raw: RawRow, problems: list[str]) -> _Document | None:
 
 
 def _is_unconditional(alone: Sequence[tuple[str, str]], with_context: Sequence[tuple[str, str]]) -> bool:
-    return all(
-        context == "" != other and text == same for (context, text), (other, same) in zip(alone, with_context, strict=True)
-    )
+    pairs = zip(alone, with_context, strict=True)
+    return all(context == "" != other and text == same for (context, text), (other, same) in pairs)
 
 
 def _gold(target: Any, texts: Sequence[str]) -> dict[str, int]:
@@ -203,36 +204,44 @@ def _reading_of_target(path: Path, documents: Sequence[_Document], problems: lis
 def _agrees(document: _Document, kind: str) -> bool:
     acc = document.values.get("acc")
     predicted = int(np.argmax(document.likelihoods))
-    return acc is None or kind not in document.gold or float(acc) == (predicted == document.gold[kind])
+    return acc is None or kind not in document.gold or acc == float(predicted == document.gold[kind])
 
 
-def _row(document: _Document, reading: str, likelihood: str, problems: list[str]) -> Row | None:
-    """Return the prediction row of one document, or add its problem and return None."""
+def _answer(document: _Document, reading: str) -> int | None:
+    return _gold_from_acc(document) if document.in_context else document.gold.get(reading)
 
-    def refuse(message: str) -> None:
-        problems.append(f"{document.place}: {message}")
 
-    values, texts = document.values, document.texts
-    labels = [chr(ord("A") + k) if len(texts) <= 26 else str(k) for k in range(len(texts))]
+def _scaled(document: _Document, likelihood: str) -> np.ndarray:
+    lengths = [LIKELIHOODS[likelihood][0](text) or 1 for text in document.texts]
+    return np.array(document.likelihoods) / lengths
+
+
+def _refusal(document: _Document, reading: str, likelihood: str) -> str | None:
+    """Say why a document cannot be read as one right answer among choices, None where it can."""
     if document.in_context != (reading == "acc"):
-        return refuse("choices stand in the contexts here, and not in other rows of the file")
+        return "choices stand in the contexts here, and not in other rows of the file"
     if document.in_context and likelihood != "acc":
-        return refuse(f"{likelihood} needs the choices' lengths, and the choices stand in the contexts; use acc")
-    gold = _gold_from_acc(document) if document.in_context else document.gold.get(reading)
+        return f"{likelihood} needs the choices' lengths, and the choices stand in the contexts; use --likelihood acc"
+    gold = _answer(document, reading)
     if gold is None:
-        return refuse(_no_answer(document, reading))
-    scaled = np.array(document.likelihoods) / [LIKELIHOODS[likelihood][0](text) or 1 for text in texts]
-    predicted = int(scaled.argmax())
-    said = values.get(likelihood)
-    if said is not None and float(said) != float(predicted == gold):
-        return refuse(
-            f"'{likelihood}' is {said}, but the likeliest choice is {texts[predicted]!r:.60} and the target "
-            f"{texts[gold]!r:.60}; the task was not scored as one right answer among its continuations"
-        )
-    weights = np.exp(scaled - scaled.max())
+        return _no_answer(document, reading)
+    predicted, said = int(_scaled(document, likelihood).argmax()), document.values.get(likelihood)
+    if said is None or said == float(predicted == gold):
+        return None
+    return (
+        f"'{likelihood}' is {said}, but the likeliest choice is {document.texts[predicted]!r:.60} and the target "
+        f"{document.texts[gold]!r:.60}; the task was not scored as one right answer among its continuations"
+    )
+
+
+def _row(document: _Document, reading: str, likelihood: str) -> Row:
+    """Return the prediction row of one document."""
+    texts, scaled, gold = document.texts, _scaled(document, likelihood), _answer(document, reading) or 0
+    labels = [chr(ord("A") + k) if len(texts) <= 26 else str(k) for k in range(len(texts))]
+    predicted, weights = int(scaled.argmax()), np.exp(scaled - scaled.max())
     probabilities = dict(zip(labels, (weights / weights.sum()).tolist(), strict=True))
     return {
-        "id": str(values["doc_id"]),
+        "id": str(document.values["doc_id"]),
         "question": _question(document),
         "choices": texts,
         "prediction": labels[predicted],
