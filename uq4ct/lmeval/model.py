@@ -40,8 +40,8 @@ class UQLM(HFLM):
         method = loaded.config.method
         if method.passes != 1 or not isinstance(loaded.model, torch.nn.Module):
             raise UserError(
-                f"{pretrained}: '{method.label}' predicts with more than one forward pass of one model, and lm-eval sees one; "
-                "score its questions with `uq4ct evaluate`"
+                f"{pretrained}: '{method.label}' predicts with more than one forward pass of one model, and lm-eval "
+                "sees one; score its questions with `uq4ct evaluate`"
             )
         # The harness's command line asks for cuda:0 wherever it runs, and its own models then take the processor.
         absent = device is None or (device.startswith("cuda") and not torch.cuda.is_available())

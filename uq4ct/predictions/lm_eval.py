@@ -175,6 +175,8 @@ def _gold(target: Any, texts: Sequence[str]) -> dict[str, int]:
     """Read ``target``, which the harness saves as text, as a position counted from 0 and as the text of a choice."""
     found: dict[str, int] = {}
     word = str(target).strip()
+    if one := re.fullmatch(r"\[(\d+)\]", word):
+        word = one[1]
     if word.isdecimal() and int(word) < len(texts):
         found["a position counted from 0"] = int(word)
     if list(texts).count(word) == 1:
