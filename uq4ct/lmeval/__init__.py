@@ -5,7 +5,7 @@
 
     simple_evaluate(model=UQLM("runs/mine"), tasks=["openbookqa"])
 
-On the command line ``python -m uq4ct.lmeval run --model uq4ct --model_args pretrained=runs/mine --tasks ...`` is the harness
-itself with these names registered; versions with plugins find them without. Needs ``pip install uq4ct[lmeval]``;
-nothing else of uq4ct imports the harness.
+On the command line ``python -m uq4ct.lmeval run --model uq4ct --model_args pretrained=runs/mine --tasks ...`` is the
+harness itself with these names registered; its versions with plugins find them without. Needs
+``pip install uq4ct[lmeval]``; nothing else of uq4ct imports the harness.
 """

@@ -1,4 +1,4 @@
-"""The harness's own command line, with our model, metrics and aggregations registered: ``python -m uq4ct.lmeval run``."""
+"""The harness's own command line, with our model, metrics and aggregations registered."""
 
 from lm_eval.__main__ import cli_evaluate
 

@@ -16,9 +16,8 @@ import lm_eval.api.metrics  # noqa: F401  # first: the harness registers its own
 import numpy as np
 from lm_eval.api.registry import register_aggregation, register_metric
 
-from uq4ct.metrics import Answers, Undefined
+from uq4ct.metrics import Answers, Undefined, proper_scores, selective
 from uq4ct.metrics import calibration_error as errors
-from uq4ct.metrics import proper_scores, selective
 
 Item = tuple[Any, Sequence[float]]
 

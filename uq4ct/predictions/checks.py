@@ -63,10 +63,8 @@ def _probabilities(value: Any, name: str, complain: Complain) -> dict[str, float
     wrong = {label: p for label, p in values.items() if not is_number(p) or not 0 <= p <= 1 + 1e-9}
     if wrong:
         label, p = next(iter(wrong.items()))
-        complain(
-            f"probability of '{label}' must lie in [0, 1], got {shown(p)}; "
-            f"if these are logits, say so: --columns logits={name if name != 'probabilities' else '...'}"
-        )
+        hint = "; if these are logits, say so: --columns logits=..." if is_number(p) else ""
+        complain(f"probability of '{label}' must lie in [0, 1], got {shown(p)}{hint}")
         return {}
     total = math.fsum(values.values())
     if values and abs(total - 1) > SUM_TOLERANCE:
@@ -202,8 +200,8 @@ def _gap(logits: Sequence[float], probabilities: Sequence[float]) -> float:
 
 
 def is_number(value: Any) -> bool:
-    """Tell a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Tell a finite number; true and false are none, nor is a whole number that no float can hold."""
+    return math.isfinite(value) if type(value) is float else type(value) is int and abs(value) < 2**1023
 
 
 def shown(value: Any) -> str:

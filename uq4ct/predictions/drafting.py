@@ -115,6 +115,8 @@ def _choices(value: Any, own: tuple[str, ...], complain: Callable[[str], None]) 
     alone = Choices(own, own, labelled=not lettered, kind="")
     if value is None:
         return alone
+    if isinstance(value, list) and len(value) == len(own) and all(isinstance(text, str) and text for text in value):
+        return alone if set(value) == set(own) else Choices(tuple(value), own, labelled=not lettered, kind="")
     try:
         named = read_choices({"choices": value}, Schema("predictions"), None)
     except BadValue as error:

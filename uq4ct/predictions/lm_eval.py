@@ -59,6 +59,10 @@ def sample_files(folder: Path) -> list[Path]:
     Raises UserError where there are none, or two of one task: they are two evaluations.
     """
     files = sorted(folder.glob("samples_*.jsonl")) or sorted(folder.glob("*/samples_*.jsonl"))
+    if not files and ((folder / "uq4ct.json").is_file() or (folder / "evaluations").is_dir()):
+        raise UserError(
+            f"{folder}: is a run; name {folder}/evaluations/<task>/predictions.jsonl, or use `uq4ct report {folder}`"
+        )
     if not files:
         raise UserError(f"{folder}: no samples_<task>_<date>.jsonl; lm-eval writes them with --log_samples")
     twice = Counter((path.parent, _task(path)) for path in files)
