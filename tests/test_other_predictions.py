@@ -370,6 +370,12 @@ def test_impossible_choices_are_kept_as_such(tmp_path: Path) -> None:
     assert "gold answers have probability 0" in summarize(rows, resamples=20)["reasons"]["nll"]
 
 
+def test_a_seed_that_is_a_list_is_refused(tmp_path: Path) -> None:
+    row = {"probs": [0.5, 0.5], "label": "A", "group": ["x"]}
+    assert read_any(as_jsonl(tmp_path / "f.jsonl", [row])).rows[0]["group"] == "['x']"
+    assert refused(as_jsonl(tmp_path / "f.jsonl", [row | {"seed": [1]}]))[0].startswith("1: 'seed' must be a number")
+
+
 def test_more_classes_than_letters_are_counted_from_zero(tmp_path: Path) -> None:
     path = as_jsonl(tmp_path / "f.jsonl", [{"probabilities": [1 / 77] * 77, "label": k} for k in (0, 76)])
     assert [row["label"] for row in read_any(path).rows] == ["0", "76"]
@@ -467,7 +473,8 @@ def test_samples_that_are_not_one_right_answer_among_choices_are_refused(tmp_pat
 
 def test_a_target_that_could_be_a_position_or_a_text_is_settled_by_the_harness_own_accuracy(tmp_path: Path) -> None:
     rows = []
-    for number, (choices, target) in enumerate([(["2", "1", "0"], "0"), (["1", "0", "2"], "1")]):
+    written = [(["2", "1", "0"], "0"), (["1", "0", "2"], "1"), (["0", "1", "2"], "0")]  # the last fits both
+    for number, (choices, target) in enumerate(written):
         likelihoods = [-1.0, -2.0, -3.0]
         rows.append(
             {
@@ -480,7 +487,7 @@ def test_a_target_that_could_be_a_position_or_a_text_is_settled_by_the_harness_o
             }
         )
     path = as_jsonl(tmp_path / "samples_digits.jsonl", rows)
-    assert [row["label"] for row in read_any(path).rows] == ["C", "A"]
+    assert [row["label"] for row in read_any(path).rows] == ["C", "A", "A"]
     for row in rows:
         del row["acc"]
     assert "'acc' does not tell which" in refused(as_jsonl(path, rows))[0]

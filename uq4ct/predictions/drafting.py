@@ -219,7 +219,9 @@ def _fill_rest(layout: Layout, draft: _Draft, number: int) -> None:
     identity, question = layout.value(values, "id"), layout.value(values, "question")
     uncertainty = layout.value(values, "uncertainty")
     uncertainty = uncertainty if isinstance(uncertainty, Mapping) else {}
-    row = draft.row
+    row, seed = draft.row, layout.value(values, "seed")
+    if isinstance(seed, list | Mapping):
+        complain(f"'seed' must be a number or a name, got {checks.shown(seed)}")
     draft.row = {
         "id": str(number) if identity is None else str(identity),
         "question": "" if question is None else str(question),
@@ -235,12 +237,12 @@ def _fill_rest(layout: Layout, draft: _Draft, number: int) -> None:
         "logits": row.get("logits"),
         "samples": row.get("samples"),
         "letter_mass": checks.unit_number(layout.value(values, "letter_mass"), "letter_mass", complain),
-        "group": layout.value(values, "group"),
+        "group": _text(layout.value(values, "group")),
         "stratum": layout.value(values, "stratum"),
         "true_probabilities": row.get("true_probabilities"),
         "task": _text(layout.value(values, "task")),
         "method": _text(layout.value(values, "method")),
-        "seed": layout.value(values, "seed"),
+        "seed": None if isinstance(seed, list | Mapping) else seed,
     }
 
 

@@ -51,7 +51,7 @@ def read_any(path: Path, columns: Columns = BY_NAME, likelihood: str = "acc") ->
     raws = read_rows(path, "prediction")
     problems = [f"{raw.place}: {raw.problem}" for raw in raws if raw.problem]
     good = [raw for raw in raws if not raw.problem]
-    if lm_eval.recognise(good) and not columns.given:
+    if lm_eval.recognise(good):
         rows, how = lm_eval.read_samples(path, good, likelihood, problems)
     else:
         rows, how = read_columns(path, good, columns, problems)
