@@ -15,10 +15,10 @@ from uq4ct.metrics import METRICS, Answers, Metric, Settings, Undefined, summari
 from uq4ct.metrics.brier_parts import corp, murphy
 from uq4ct.metrics.calibration_error import ece, ece_equal_mass, ece_sweep, mce, over_under, rms_calibration_error
 from uq4ct.metrics.conformal import ConformalSets
-from uq4ct.metrics.intervals import bootstrap_weights, standard_error
+from uq4ct.metrics.detection import fpr_at_recall, ood_auroc
+from uq4ct.metrics.intervals import bootstrap_weights
 from uq4ct.metrics.sampling import decompose
 from uq4ct.metrics.selective import aupr, aurc, auroc, eaurc, prr, risk_coverage
-from uq4ct.metrics.shift import ood_auroc, ood_fpr
 from uq4ct.metrics.smooth_error import smooth_ece
 
 SETTINGS = Settings(resamples=100)
@@ -192,9 +192,6 @@ def test_groups_are_drawn_whole(of: Answers, seed: int) -> None:
         assert (np.ptp(weights[:, groups == name], axis=1) == 0).all()
     drawn = [sum(row[groups == name][0] for name in np.unique(groups)) for row in weights]
     assert drawn == [len(np.unique(groups))] * 7
-    if of.n > 1:
-        alone = standard_error(of.correct, np.arange(of.n))
-        assert alone == pytest.approx(of.correct.std(ddof=1) / math.sqrt(of.n), abs=1e-12)
 
 
 @settings(max_examples=20, deadline=None)
@@ -202,8 +199,8 @@ def test_groups_are_drawn_whole(of: Answers, seed: int) -> None:
 def test_scores_of_shift_are_the_loop_over_pairs_and_thresholds(inside: list[float], outside: list[float]) -> None:
     wins = [(o > i) + (o == i) / 2 for o in outside for i in inside]
     assert ood_auroc(inside, outside) == pytest.approx(np.mean(wins))
-    enough = [t for t in outside if np.mean([o >= t for o in outside]) >= 0.95 - 1e-12]
-    assert ood_fpr(inside, outside) == pytest.approx(np.mean([i >= max(enough) for i in inside]))
+    enough = [t for t in inside if np.mean([i <= t for i in inside]) >= 0.95 - 1e-12]
+    assert fpr_at_recall(inside, outside) == pytest.approx(np.mean([o <= min(enough) for o in outside]))
 
 
 @settings(max_examples=20, deadline=None)

@@ -21,8 +21,8 @@ from uq4ct.metrics.calibration_error import (
     rms_calibration_error,
 )
 from uq4ct.metrics.conformal import ConformalSets, conformal_scores
+from uq4ct.metrics.detection import ood_auroc
 from uq4ct.metrics.selective import aupr, auroc
-from uq4ct.metrics.shift import ood_auroc
 from uq4ct.metrics.smooth_error import smooth_ece
 
 EDGES = np.array([0.95, 1.0]), np.array([1, 0])  # ours: 0.475

@@ -23,8 +23,8 @@ from uq4ct.metrics.calibration_error import (
     signed_gap,
 )
 from uq4ct.metrics.conformal import ConformalSets
-from uq4ct.metrics.intervals import standard_error
 from uq4ct.metrics.null_band import ece_null
+from uq4ct.metrics.paired import standard_error
 from uq4ct.metrics.sampling import decompose
 from uq4ct.metrics.selective import accuracy_at_coverage, augrc, aupr, aurc, auroc, eaurc, prr
 from uq4ct.metrics.smooth_error import smooth_ece

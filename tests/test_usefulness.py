@@ -11,9 +11,10 @@ from scipy import stats
 from sklearn.linear_model import LogisticRegression
 
 from uq4ct.metrics import METRICS, Answers, Settings, Undefined, summarize
-from uq4ct.metrics.intervals import bootstrap_weights, resampled_groups, standard_error
-from uq4ct.metrics.logistic import fit_logistic
+from uq4ct.metrics.added_value import confidence_logit
+from uq4ct.metrics.intervals import bootstrap_weights, resampled_groups
 from uq4ct.metrics.measuring import measure
+from uq4ct.metrics.paired import standard_error
 from uq4ct.metrics.usefulness import incremental_value, partial_correlation, score_tests, shuffle_control
 
 SETTINGS = Settings(resamples=200)
@@ -28,22 +29,25 @@ def world(n: int, seed: int, helpful: float) -> tuple[Answers, np.ndarray]:
     return Answers.of(np.stack([c, 1 - c], axis=1), np.where(right, 0, 1)), score
 
 
-def test_logistic_regression_is_that_of_scikit_learn() -> None:
-    answers, score = world(400, 0, 0.5)
-    columns = np.stack([answers.log_odds, score], axis=1)
-    fit = fit_logistic(columns, answers.correct)
-    theirs = LogisticRegression(C=1e12, tol=1e-10, max_iter=1000).fit(columns, answers.correct)
-    assert fit.coefficients == pytest.approx(np.r_[theirs.intercept_, theirs.coef_[0]], abs=1e-4)
-    p = theirs.predict_proba(columns)[:, 1]
-    likelihood = np.log(np.where(answers.correct == 1, p, 1 - p)).sum()
-    assert fit.log_likelihood == pytest.approx(likelihood, abs=1e-5)
-    design = np.column_stack([np.ones(400), columns])
+def test_clustered_p_value_is_that_of_a_sandwich_written_out() -> None:
+    answers, score = world(400, 0, 0.3)
+    groups = np.arange(400) // 8
+    of = Answers.of(answers.probabilities, answers.answer, groups=groups)
+    columns = np.stack([confidence_logit(answers), (score - score.mean()) / score.std()], axis=1)
+    theirs = LogisticRegression(C=np.inf, tol=1e-10, max_iter=10_000).fit(columns, answers.correct)
+    p, design = theirs.predict_proba(columns)[:, 1], np.column_stack([np.ones(400), columns])
     information = sum(q * (1 - q) * np.outer(row, row) for q, row in zip(p, design, strict=True))
-    assert fit.covariance == pytest.approx(np.linalg.inv(information), rel=1e-3)
-    alone = fit.clustered_covariance(np.arange(400))
-    sandwich = sum((a - q) ** 2 * np.outer(row, row) for a, q, row in zip(answers.correct, p, design, strict=True))
-    expected = np.linalg.inv(information) @ sandwich @ np.linalg.inv(information) * 400 / 399
-    assert alone == pytest.approx(expected, rel=1e-3)
+    meat = np.zeros((3, 3))
+    for name in range(50):
+        inside = groups == name
+        gradient = ((answers.correct - p)[inside, None] * design[inside]).sum(axis=0)
+        meat += np.outer(gradient, gradient) * 50 / 49
+    covariance = np.linalg.inv(information) @ meat @ np.linalg.inv(information)
+    expected = 2 * stats.norm.sf(abs(theirs.coef_[0, 1]) / np.sqrt(covariance[2, 2]))
+    found = incremental_value(of, score)
+    assert found["clustered_p_value"] == pytest.approx(expected, rel=1e-3)
+    assert found["coefficient"] == pytest.approx(theirs.coef_[0, 1], abs=1e-4)
+    assert incremental_value(answers, score)["clustered_p_value"] is None
 
 
 def test_a_score_that_knows_more_is_found_and_one_that_copies_the_confidence_is_not() -> None:
@@ -53,7 +57,7 @@ def test_a_score_that_knows_more_is_found_and_one_that_copies_the_confidence_is_
     assert found["p_value"] == pytest.approx(stats.chi2.sf(found["likelihood_ratio"], 1), rel=1e-9)
     assert found["coefficient"] == pytest.approx(0.6, abs=0.2)
     assert found["nll_gain"] == pytest.approx(found["likelihood_ratio"] / 2000)
-    copy = incremental_value(answers, answers.log_odds + np.random.default_rng(0).normal(size=1000) * 0.1)
+    copy = incremental_value(answers, confidence_logit(answers) + np.random.default_rng(0).normal(size=1000) * 0.1)
     assert copy["p_value"] > 0.01
 
 
@@ -95,18 +99,18 @@ def test_what_cannot_be_tested_is_null_with_its_reason() -> None:
     tests = summarize(right, resamples=100)["feu_tests"]
     assert (tests["error_auroc"], tests["incremental"], tests["shuffled"]) == (None, None, None)
     assert tests["calibration"]["ece"] == pytest.approx(0.45)
-    assert "all 2 are right" in tests["reasons"]["incremental"]
+    assert "all 2 are alike" in tests["reasons"]["incremental"]
 
     constant = score_tests(world(50, 0, 0)[0], np.full(50, 0.3), SETTINGS)
     assert constant["error_auroc"]["value"] == 0.5
     assert constant["reasons"]["shuffled"] == "the score is the same for all answers"
 
     certain = Answers.of([[1.0, 0.0], [0.8, 0.2], [0.7, 0.3]], [0, 0, 1])
-    with pytest.raises(Undefined, match="1 confidences are exactly 1"):
+    with pytest.raises(Undefined, match="1 of 3 answers have a confidence of exactly 1"):
         incremental_value(certain, np.array([0.1, 0.3, 0.2]))
 
     parted = Answers.of([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]], [0, 0, 1, 1])
-    with pytest.raises(Undefined, match="parted without error"):
+    with pytest.raises(Undefined, match="part right from wrong"):
         incremental_value(parted, np.array([0.1, 0.3, 0.2, 0.2]))
 
     assert summarize(parted, resamples=100)["feu_tests"] is None
@@ -114,7 +118,7 @@ def test_what_cannot_be_tested_is_null_with_its_reason() -> None:
 
 def test_logits_tell_confidences_apart_that_round_to_one() -> None:
     rows = [{"probabilities": {"A": 1.0, "B": 0.0}, "logits": [40.0 + k, 0.0], "label": "AB"[k % 2]} for k in range(6)]
-    odds = Answers.of_rows(rows).log_odds
+    odds = confidence_logit(Answers.of_rows(rows))
     assert odds == pytest.approx(np.arange(40.0, 46.0))
 
 
@@ -209,4 +213,4 @@ def test_weights_of_groups_and_clustered_error_agree_with_their_formulas() -> No
     assert weights.mean(axis=0) == pytest.approx(np.ones(6), abs=0.06)
     values = np.array([1.0, 2.0, 4.0, 0.0, 0.0, 3.0])
     sums = [sum(v - 10 / 6 for v, g in zip(values, groups, strict=True) if g == name) for name in (3, 7, 9)]
-    assert standard_error(values, groups) == pytest.approx(math.sqrt(sum(s * s for s in sums) * 3 / 2) / 6)
+    assert standard_error(values, groups) == pytest.approx(math.sqrt(sum(s * s for s in sums)) / 6)

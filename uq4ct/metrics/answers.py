@@ -74,8 +74,13 @@ class Answers:
     def of_rows(cls, rows: Sequence[Mapping[str, Any]]) -> Answers:
         """Make answers from prediction rows; rows without a label are left out and counted.
 
-        Log-probabilities come from ``logits`` where a row has them. Raises UserError when no row has a label.
+        Log-probabilities come from ``logits`` where a row has them. Rows without any distribution become
+        ``Confidences``. Raises UserError when no row has a label.
         """
+        if rows and all(row.get("probabilities") is None for row in rows):
+            from uq4ct.metrics.confidences import Confidences
+
+            return Confidences.of_rows(rows)
         labelled = [row for row in rows if row.get("label") is not None]
         if not labelled:
             raise UserError(f"none of the {len(rows)} predictions has a label; metrics need the gold answers")
@@ -104,7 +109,7 @@ class Answers:
             true_probabilities=truth if knows_truth else None,
             strata=strata if any(strata) else None,
             kept=np.array([not row.get("abstained") for row in labelled]),
-            groups=_groups([row.get("group") for row in labelled]),
+            groups=numbered([row.get("group") for row in labelled]),
             entropies=entropies,
             ginis=ginis,
             length=_lengths(labelled),
@@ -172,17 +177,6 @@ class Answers:
     def by_confidence(self) -> Ranking:
         """The answers from the surest to the least sure."""
         return Ranking.by(self.confidence)
-
-    @cached_property
-    def log_odds(self) -> np.ndarray:
-        """Logit of the confidence from log-probabilities, finite where the confidence rounds to 1 but is not, (n,)."""
-        rows = np.arange(self.n)
-        others = self.log_probs.copy()
-        others[rows, self.predicted] = -np.inf
-        highest = others.max(axis=1)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            rest = highest + np.log(np.exp(others - highest[:, None]).sum(axis=1))
-        return self.log_probs[rows, self.predicted] - np.where(np.isneginf(highest), -np.inf, rest)
 
 
 @dataclass(frozen=True)
@@ -271,7 +265,7 @@ def _column(rows: Sequence[Mapping[str, Any]], name: str) -> np.ndarray | None:
     return None if any(value is None for value in values) else np.array(values, dtype=np.float64)
 
 
-def _groups(names: Sequence[object]) -> np.ndarray | None:
+def numbered(names: Sequence[object]) -> np.ndarray | None:
     """Number the groups; an answer without one is alone. None where no group has two answers."""
     own = [("alone", str(i)) if name is None else ("group", str(name)) for i, name in enumerate(names)]
     numbers = {name: number for number, name in enumerate(sorted(set(own)))}

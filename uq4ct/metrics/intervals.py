@@ -59,25 +59,6 @@ def resampled_groups(groups: np.ndarray | None) -> np.ndarray | None:
     return None if groups is None or len(np.unique(groups)) < FEWEST_GROUPS else groups
 
 
-def standard_error(values: np.ndarray, groups: np.ndarray | None = None) -> float:
-    """Return the standard error of a mean; with ``groups`` the clustered one, which lets items of a group depend.
-
-    Clustered: sqrt(sum_g (sum_{i in g} (v_i - mean))^2) / n, with the factor sqrt(G / (G - 1)) for G groups; every item
-    a group of its own gives the ordinary one (Miller 2024, arXiv 2411.00640, without that factor).
-
-    >>> round(standard_error(np.array([0.0, 1.0, 0.0, 1.0])), 6)
-    0.288675
-    >>> standard_error(np.array([0.0, 1.0, 0.0, 1.0]), np.array([0, 0, 1, 1]))
-    0.0
-    """
-    values = np.asarray(values, dtype=np.float64)
-    units = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
-    sums = np.bincount(units, weights=values - values.mean())
-    if len(sums) < 2:
-        return float("nan")
-    return float(np.sqrt((sums**2).sum() * len(sums) / (len(sums) - 1)) / len(values))
-
-
 def percentile(draws: np.ndarray, level: float = 0.95) -> tuple[float, float] | None:
     """Return the central interval of bootstrap draws; None where no draw is defined.
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from uq4ct.metrics.intervals import resampled_groups
 from uq4ct.metrics.measuring import ANSWERED, Measured, kept_of, measure
 from uq4ct.metrics.null_band import bin_table, consistency_resample, ece_null, verdict
 from uq4ct.metrics.usefulness import score_tests
+
+T = TypeVar("T")
 
 METRICS: tuple[Metric, ...] = (
     *proper_scores.METRICS,
@@ -65,7 +67,7 @@ def summarize(
         "unlabelled": answers.unlabelled,
         **values,
         "verdict": verdict(null["p_value"], values["signed_gap"] or 0.0, intervals["signed_gap"]),
-        "chance": float((1.0 / answers.mask.sum(axis=1)).mean()),
+        "chance": _where_known(lambda: float((1.0 / answers.mask.sum(axis=1)).mean())),
         "base_rate": {"aupr_right": values["accuracy"], "aupr_wrong": 1.0 - (values["accuracy"] or 0.0)},
         "accuracy_at_coverage": selective.coverage_table(answers),
         "answered": _answered(answers, measured),
@@ -81,8 +83,8 @@ def summarize(
         "uncertainty": uncertainty.mean_uncertainty(answers),
         "feu_tests": feu_tests,
         "epistemic_tests": epistemic_tests,
-        "predicted_letters": _letters(answers.predicted, answers.mask),
-        "gold_letters": _letters(answers.answer, answers.mask),
+        "predicted_letters": _where_known(lambda: _letters(answers.predicted, answers.mask)),
+        "gold_letters": _where_known(lambda: _letters(answers.answer, answers.mask)),
         "strata": _strata(answers),
         "settings": asdict(settings) | {"binning": "equal width, right-closed", **_resampling(answers)},
         "reasons": reasons,
@@ -133,6 +135,14 @@ def list_metrics() -> list[dict[str, str]]:
     'accuracy'
     """
     return [{"name": metric.name, "better": metric.better, "summary": metric.summary} for metric in METRICS]
+
+
+def _where_known(value: Callable[[], T]) -> T | None:
+    """Return a value, None where these answers do not have it."""
+    try:
+        return value()
+    except Undefined:
+        return None
 
 
 def _letters(index: np.ndarray, mask: np.ndarray) -> dict[str, int]:

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from uq4ct.metrics.added_value import added_value, confidence_logit, fit_logistic
 from uq4ct.metrics.answers import Answers, Settings, Undefined
 from uq4ct.metrics.calibration_error import ece, signed_gap
 from uq4ct.metrics.intervals import bootstrap_weights, percentile, resampled_groups
-from uq4ct.metrics.logistic import LogisticFit, fit_logistic
 from uq4ct.metrics.null_band import ece_null
 from uq4ct.metrics.ranking import RankedDraws, Ranking
-from uq4ct.metrics.selective import auroc, auroc_draws, need_both
+from uq4ct.metrics.selective import auroc, auroc_draws
 from uq4ct.metrics.smooth_error import smooth_ece
 
 PERMUTATIONS = 100
@@ -64,27 +64,37 @@ def incremental_value(answers: Answers, score: np.ndarray) -> dict[str, float | 
     ``likelihood_ratio`` is twice the gain in log-likelihood, ``p_value`` that of a chi-square with one degree of
     freedom, which takes answers for independent; ``clustered_p_value`` is that of a Wald test with clustered errors,
     null without groups. ``coefficient`` is per standard deviation of the score, ``nll_gain`` the gain per answer.
-    Raises Undefined where a confidence is exactly 1 (its logit is infinite), where the score does not vary, or where
-    the regression has no maximum.
+    Raises Undefined where a confidence is exactly 1 (its logit is infinite), and with ``added_value``.
 
     >>> a = Answers.of([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.9, 0.1]], answer=[0, 1, 0, 1])
     >>> round(incremental_value(a, np.array([0.3, 0.4, 0.2, 0.1]))["likelihood_ratio"], 3)
     0.012
     """
-    base, full = _fits(answers, _standardised(score))
-    ratio = max(2 * (full.log_likelihood - base.log_likelihood), 0.0)
-    groups = resampled_groups(answers.groups)
-    clustered = None
-    if groups is not None:
-        error = math.sqrt(full.clustered_covariance(groups)[2, 2])
-        clustered = math.erfc(abs(full.coefficients[2]) / error / math.sqrt(2)) if error > 0 else None
+    odds = confidence_logit(answers)
+    found = added_value(odds, score, answers.correct)
     return {
-        "coefficient": float(full.coefficients[2]),
-        "nll_gain": ratio / 2 / answers.n,
-        "likelihood_ratio": ratio,
-        "p_value": math.erfc(math.sqrt(ratio / 2)),
-        "clustered_p_value": clustered,
+        "coefficient": found.coefficient,
+        "nll_gain": found.lr_statistic / 2 / answers.n,
+        "likelihood_ratio": found.lr_statistic,
+        "p_value": found.p,
+        "clustered_p_value": _clustered_p_value(answers, odds, score),
     }
+
+
+def _clustered_p_value(answers: Answers, odds: np.ndarray, score: np.ndarray) -> float | None:
+    """Return the p-value of the score's coefficient with the sandwich covariance over groups, factor G / (G - 1)."""
+    groups = resampled_groups(answers.groups)
+    if groups is None or np.ptp(odds) == 0:
+        return None
+    columns = np.column_stack([np.ones(answers.n), odds, _standardised(score)])
+    coefficients = fit_logistic(columns, answers.correct)[1]
+    fitted = 0.5 + 0.5 * np.tanh(columns @ coefficients / 2)
+    inverse = np.linalg.inv((columns * (fitted * (1 - fitted))[:, None]).T @ columns)
+    units = np.unique(groups, return_inverse=True)[1]
+    sums = np.zeros((units.max() + 1, 3))
+    np.add.at(sums, units, columns * (answers.correct - fitted)[:, None])
+    variance = (inverse @ (sums.T @ sums) @ inverse)[2, 2] * len(sums) / (len(sums) - 1)
+    return math.erfc(abs(coefficients[2]) / math.sqrt(2 * variance)) if variance > 0 else None
 
 
 def shuffle_control(
@@ -106,15 +116,13 @@ def shuffle_control(
     result: dict[str, Any] = {"permutations": permutations}
     result["error_auroc"] = [float(np.mean(areas)), float(low), float(high)]
     try:
-        base, full = _fits(answers, score)
-        start = np.append(base.coefficients, 0.0)
-        columns = answers.log_odds
-        chance = [fit_logistic(np.column_stack([columns, one]), answers.correct, start).log_likelihood for one in dealt]
+        odds = confidence_logit(answers)
+        real = added_value(odds, score, answers.correct).lr_statistic
+        chance = np.array([added_value(odds, one, answers.correct).lr_statistic for one in dealt])
     except Undefined:
         return result | {"likelihood_ratio": None, "p_value": None}
-    as_good = 1 + int((np.array(chance) >= full.log_likelihood - 1e-9).sum())
-    gain = 2 * (float(np.mean(chance)) - base.log_likelihood)
-    return result | {"likelihood_ratio": gain, "p_value": as_good / (1 + permutations)}
+    as_good = 1 + int((chance >= real - 1e-9).sum())
+    return result | {"likelihood_ratio": float(chance.mean()), "p_value": as_good / (1 + permutations)}
 
 
 def partial_correlation(answers: Answers, score: np.ndarray) -> dict[str, float | None]:
@@ -130,7 +138,7 @@ def partial_correlation(answers: Answers, score: np.ndarray) -> dict[str, float 
     known: dict[str, np.ndarray | None] = {
         "correct": answers.correct,
         "length": answers.length,
-        "choices": answers.mask.sum(axis=1),
+        "choices": _choices(answers),
     }
     used = {name: column for name, column in known.items() if column is not None and np.ptp(column) > 0}
     result: dict[str, float | None] = dict.fromkeys(known)
@@ -169,24 +177,18 @@ def _calibration(answers: Answers, score: np.ndarray, settings: Settings) -> dic
     }
 
 
-def _fits(answers: Answers, score: np.ndarray) -> tuple[LogisticFit, LogisticFit]:
-    need_both(answers.correct)
-    certain = int(np.isinf(answers.log_odds).sum())
-    if certain:
-        raise Undefined(f"{certain} confidences are exactly 1, and their logit is infinite; rows with logits would do")
-    columns = answers.log_odds[:, None]
-    if np.ptp(columns) == 0:
-        raise Undefined("the confidence is the same for all answers")
-    base = fit_logistic(columns, answers.correct)
-    start = np.append(base.coefficients, 0.0)
-    return base, fit_logistic(np.column_stack([columns, score]), answers.correct, start)
-
-
 def _standardised(score: np.ndarray) -> np.ndarray:
     score = np.asarray(score, dtype=np.float64)
     if np.ptp(score) == 0:
         raise Undefined("the score is the same for all answers")
     return (score - score.mean()) / score.std()
+
+
+def _choices(answers: Answers) -> np.ndarray | None:
+    try:
+        return answers.mask.sum(axis=1)
+    except Undefined:
+        return None
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
