@@ -1,6 +1,7 @@
 """How often do the intervals hold the truth, and how often is a calibrated model said to be calibrated? By simulation.
 
     python benchmarks/coverage.py --replicates 500 --output coverage.json
+    python benchmarks/coverage.py --metrics signed_gap ece ...    # of these alone, the same numbers in less time
 
 Each world has four choices, probabilities softmax(1.5 z) with standard normal z, and a known chance that the most
 probable choice is right; the other choices share the rest as their probabilities do. The truth of each metric is its
@@ -64,11 +65,13 @@ def truth_of(world: str) -> dict[str, float]:
     }
 
 
-def simulate(world: str, n: int, replicates: int, resamples: int, seed: int) -> dict[str, Any]:
+def simulate(
+    world: str, n: int, names: list[str], replicates: int, resamples: int, seed: int
+) -> dict[str, Any]:
     """Return how often each interval holds the truth, the mean estimate, and how often the verdict is 'calibrated'."""
     truth, generator = truth_of(world), np.random.default_rng([seed, n, list(WORLDS).index(world)])
-    chosen = [metric for metric in METRICS if metric.name in NAMES]
-    held, estimates, calibrated = dict.fromkeys(NAMES, 0), dict.fromkeys(NAMES, 0.0), 0
+    chosen = [metric for metric in METRICS if metric.name in {*names, "signed_gap"}]
+    held, estimates, calibrated = dict.fromkeys(names, 0), dict.fromkeys(names, 0.0), 0
     for replicate in range(replicates):
         p, chances = draw(world, n, generator)
         answer = (chances.cumsum(axis=1) < generator.random((n, 1))).sum(axis=1).clip(0, 3)
@@ -77,7 +80,7 @@ def simulate(world: str, n: int, replicates: int, resamples: int, seed: int) -> 
         null = ece_null(answers.confidence, answers.correct, draws=resamples, seed=replicate)
         words = verdict(null["p_value"], found.values["signed_gap"] or 0.0, found.intervals["signed_gap"])
         calibrated += words == "not distinguishable from calibrated"
-        for name in NAMES:
+        for name in names:
             low, high = found.intervals[name] or (np.nan, np.nan)
             held[name] += low <= truth[name] <= high
             estimates[name] += (found.values[name] or 0.0) / replicates
@@ -98,8 +101,8 @@ def table(cells: list[dict[str, Any]]) -> str:
     titles = ["world", "n", "true ECE", "mean ECE", *NAMES, "called calibrated"]
     lines = ["| " + " | ".join(titles) + " |", "|" + "|".join(["---"] + ["---:"] * (len(titles) - 1)) + "|"]
     for cell in cells:
-        shares = [f"{100 * cell['coverage'][name]:.1f}" for name in NAMES]
-        ends = [f"{100 * cell[key]['ece']:.1f}" for key in ("truth", "mean")]
+        shares = [f"{100 * cell['coverage'][name]:.1f}" if name in cell["coverage"] else "-" for name in NAMES]
+        ends = [f"{100 * cell[key]['ece']:.1f}" if "ece" in cell[key] else "-" for key in ("truth", "mean")]
         row = [cell["world"], f"{cell['n']:,}", *ends, *shares, f"{100 * cell['called_calibrated']:.1f}"]
         lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines)
@@ -112,6 +115,7 @@ def main() -> None:
     parser.add_argument("--resamples", type=int, default=500)
     parser.add_argument("--sizes", type=int, nargs="+", default=[300, 1000, 3000])
     parser.add_argument("--worlds", nargs="+", choices=list(WORLDS), default=list(WORLDS))
+    parser.add_argument("--metrics", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("coverage.json"))
     options = parser.parse_args()
@@ -119,7 +123,7 @@ def main() -> None:
     started = time.monotonic()
     for n in options.sizes:
         for world in options.worlds:
-            cells.append(simulate(world, n, options.replicates, options.resamples, options.seed))
+            cells.append(simulate(world, n, options.metrics, options.replicates, options.resamples, options.seed))
             print(f"{time.monotonic() - started:6.0f} s  n = {n}, {world}", file=sys.stderr, flush=True)
             options.output.write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
             options.output.with_suffix(".md").write_text(table(cells) + "\n", encoding="utf-8")

@@ -130,6 +130,17 @@ def test_metrics_and_their_intervals_stay_within_their_bounds(of: Answers) -> No
     assert result["prr"] is None or result["prr"] <= 1 + 1e-12
 
 
+@settings(max_examples=30, deadline=None)
+@given(answers(ragged=False))
+def test_the_numbers_behind_an_interval_have_the_metric_as_their_mean(of: Answers) -> None:
+    apart = of if len(np.unique(of.confidence)) == of.n else of.take(np.unique(of.confidence, return_index=True)[1])
+    for metric in METRICS:
+        if metric.steady is not None:
+            found = metric.steady(apart, SETTINGS)
+            assert found.shape == (apart.n,)
+            assert found.mean() == pytest.approx(value(metric, apart), abs=1e-12), metric.name
+
+
 @settings(max_examples=40, deadline=None)
 @given(PAIRS, st.sampled_from([1, 2, 5, 10, 15]))
 def test_parts_add_up(pairs: list[tuple[float, bool]], bins: int) -> None:

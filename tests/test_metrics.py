@@ -19,7 +19,7 @@ from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 from uq4ct.errors import UserError
 from uq4ct.metrics import METRICS, Answers, Metric, Settings, Undefined, list_metrics, proper_scores, summarize
 from uq4ct.metrics.calibration_error import bin_index, ece, signed_gap
-from uq4ct.metrics.intervals import bootstrap_weights, percentile, pivotal, wilson
+from uq4ct.metrics.intervals import bootstrap_weights, corrected, percentile, pivotal, wilson
 from uq4ct.metrics.null_band import bin_table, ece_null
 from uq4ct.metrics.sampling import decompose
 from uq4ct.metrics.selective import accuracy_at_coverage, augrc, aurc, auroc, risk_coverage
@@ -366,6 +366,32 @@ def test_pivotal_reflects_percentile() -> None:
     low, high = percentile(draws)
     assert pivotal(0.08, draws) == pytest.approx((0.16 - high, 0.16 - low))
     assert percentile(np.array([np.nan, np.nan])) is None
+
+
+def test_corrected_interval_has_the_centre_of_the_draws_reflected_and_the_width_of_its_error() -> None:
+    draws = np.random.default_rng(0).normal(0.1, 0.01, 1000)
+    assert corrected(0.08, draws, 0.02) == pytest.approx(
+        (0.16 - draws.mean() - 1.959964 * 0.02, 0.16 - draws.mean() + 1.959964 * 0.02)
+    )
+    assert corrected(0.01, draws, 0.02)[0] == 0.0
+    assert corrected(0.01, np.array([np.nan]), 0.02) is None
+
+
+def test_interval_of_ece_is_wider_than_the_pivotal_one_and_both_lose_the_bias() -> None:
+    """Expected values by a loop over resamples; gaps of few answers turn over in resamples, so that those vary less."""
+    answers = softmax_answers("F200")
+    low, high = summarize(answers, resamples=400)["intervals"]["ece"]
+    index, gap = bin_index(answers.confidence, 15), answers.confidence - answers.correct
+    draws = []
+    for row in np.concatenate(list(bootstrap_weights(200, 400, 0))):
+        drawn = np.repeat(np.arange(200), row.astype(int))
+        draws.append(ece(answers.confidence[drawn], answers.correct[drawn]))
+    sign = {b: np.sign(gap[index == b].sum()) for b in set(index)}
+    error = np.std([sign[b] * g for b, g in zip(index, gap, strict=True)], ddof=1) / math.sqrt(200)
+    centre = 2 * ece(answers.confidence, answers.correct) - np.mean(draws)
+    assert (low, high) == pytest.approx((max(0.0, centre - 1.959964 * error), centre + 1.959964 * error), abs=1e-9)
+    narrow = pivotal(ece(answers.confidence, answers.correct), np.array(draws))
+    assert high > narrow[1]
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:

@@ -196,6 +196,8 @@ class Metric:
     ``draws`` maps bootstrap weights (resample, n), whole numbers that say how often each answer is drawn, to one value
     per resample; rows need not sum to n, because resampled groups differ in size.
     ``pivotal`` intervals are for statistics whose resamples are biased upwards, like ECE; ``percentile`` for the rest.
+    ``steady`` gives a pivotal metric numbers (n,) whose mean it is as long as no gap of a bin turns over:
+    the interval then takes its width from these (``intervals.corrected``).
     """
 
     name: str
@@ -204,6 +206,7 @@ class Metric:
     value: Callable[[Answers, Settings], float]
     draws: Callable[[Answers, Settings, np.ndarray], np.ndarray] | None = None
     interval: Literal["wilson", "percentile", "pivotal", "none"] = "percentile"
+    steady: Callable[[Answers, Settings], np.ndarray] | None = None
 
 
 def mean_of(

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from uq4ct.metrics.answers import Answers, Metric, Undefined, check_pairs, feu_of, mean_of
+from uq4ct.metrics.answers import Answers, Metric, Settings, Undefined, check_pairs, feu_of, mean_of
 from uq4ct.metrics.ranking import RankedDraws, Ranking, running_sum
 
 MOST_SWEPT = 200  # bins at which the sweep ends; the first violation comes far earlier unless nearly all is right
@@ -253,6 +253,32 @@ def _gaps_up_to(answers: Answers, weights: np.ndarray) -> np.ndarray:
     return answers.once_for(weights, "gaps", lambda: running_sum(answers.by_confidence.sums(weights, gap)[1]))
 
 
+def _steady(score: Score, sides: tuple[int, ...] = (1, -1)) -> Callable[[Answers, Settings], np.ndarray]:
+    """Return numbers (n,) whose mean is the part of ECE from bins of these sides, 1 too sure, -1 too little sure."""
+
+    def numbers(answers: Answers, settings: Settings) -> np.ndarray:
+        index, gap = bin_index(score(answers), settings.bins), score(answers) - answers.correct
+        direction = np.sign(np.bincount(index, weights=gap, minlength=settings.bins))
+        return np.where(np.isin(direction, sides), direction, 0.0)[index] * gap
+
+    return numbers
+
+
+def _steady_classes(answers: Answers, settings: Settings) -> np.ndarray:
+    cells, gaps = _class_gaps(answers, settings.bins)
+    return (np.sign(np.bincount(cells.ravel(), weights=gaps.ravel()))[cells] * gaps).mean(axis=1)
+
+
+def _steady_mass(answers: Answers, settings: Settings) -> np.ndarray:
+    """Return the numbers of equal-mass ECE; an answer of a parted tie counts with the bin of its place in the file."""
+    order = np.argsort(-answers.confidence, kind="stable")
+    sizes = np.diff(_borders(answers.n, settings.bins)).astype(np.int64)
+    index = np.empty(answers.n, np.int64)
+    index[order] = np.repeat(np.arange(settings.bins), sizes)
+    gap = answers.confidence - answers.correct
+    return np.sign(np.bincount(index, weights=gap, minlength=settings.bins))[index] * gap
+
+
 def _confidence(answers: Answers) -> np.ndarray:
     return answers.confidence
 
@@ -265,6 +291,7 @@ METRICS = (
         lambda a, s: ece(a.confidence, a.correct, s.bins),
         lambda a, s, weights: np.abs(_gap_draws(a, "confidence", _confidence, s.bins, weights)).sum(axis=1),
         "pivotal",
+        _steady(_confidence),
     ),
     Metric(
         "overconfidence",
@@ -273,6 +300,7 @@ METRICS = (
         lambda a, s: over_under(a.confidence, a.correct, s.bins)[0],
         lambda a, s, weights: np.maximum(_gap_draws(a, "confidence", _confidence, s.bins, weights), 0).sum(axis=1),
         "pivotal",
+        _steady(_confidence, (1,)),
     ),
     Metric(
         "underconfidence",
@@ -281,6 +309,7 @@ METRICS = (
         lambda a, s: over_under(a.confidence, a.correct, s.bins)[1],
         lambda a, s, weights: np.maximum(-_gap_draws(a, "confidence", _confidence, s.bins, weights), 0).sum(axis=1),
         "pivotal",
+        _steady(_confidence, (-1,)),
     ),
     mean_of(
         "signed_gap",
@@ -296,6 +325,7 @@ METRICS = (
         lambda a, s: ece_equal_mass(a.confidence, a.correct, s.bins),
         lambda a, s, weights: _mass_draws(a.ranked(weights), _gaps_up_to(a, weights), s.bins),
         "pivotal",
+        _steady_mass,
     ),
     Metric(
         "ece_sweep",
@@ -320,6 +350,7 @@ METRICS = (
         lambda a, s: classwise_ece(a, s.bins),
         lambda a, s, weights: _class_draws(a, s.bins, weights),
         "pivotal",
+        _steady_classes,
     ),
     Metric(
         "feu_ece",
@@ -328,5 +359,6 @@ METRICS = (
         lambda a, s: ece(feu_of(a), a.correct, s.bins),
         lambda a, s, weights: np.abs(_gap_draws(a, "feu", feu_of, s.bins, weights)).sum(axis=1),
         "pivotal",
+        _steady(feu_of),
     ),
 )

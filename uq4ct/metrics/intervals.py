@@ -85,3 +85,20 @@ def pivotal(value: float, draws: np.ndarray, level: float = 0.95) -> tuple[float
     if ends is None:
         return None
     return max(0.0, 2 * value - ends[1]), max(0.0, 2 * value - ends[0])
+
+
+def corrected(value: float, draws: np.ndarray, error: float, level: float = 0.95) -> tuple[float, float] | None:
+    """Return 2 value - mean of the draws, plus and minus the normal quantile times ``error``; not below 0.
+
+    The centre loses the bias that the draws show, as in ``pivotal``. The width comes from a standard error of the
+    statistic with its gaps' directions held: in resamples small gaps turn over and |gap| varies less than the gap, so
+    that the draws' own width is too small, and the pivotal interval covers a true ECE too seldom.
+
+    >>> [round(end, 2) for end in corrected(0.10, np.array([0.11, 0.13]), error=0.01)]
+    [0.06, 0.1]
+    """
+    defined = draws[np.isfinite(draws)]
+    if not len(defined):
+        return None
+    centre, half = 2 * value - float(defined.mean()), NormalDist().inv_cdf(0.5 + level / 2) * error
+    return max(0.0, centre - half), max(0.0, centre + half)

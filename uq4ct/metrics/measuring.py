@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from uq4ct.metrics.answers import Answers, Metric, Settings, Undefined
-from uq4ct.metrics.intervals import bootstrap_weights, percentile, pivotal, resampled_groups, wilson
+from uq4ct.metrics.intervals import bootstrap_weights, corrected, percentile, pivotal, resampled_groups, wilson
+from uq4ct.metrics.paired import standard_error
 
 
 class Measured(NamedTuple):
@@ -37,7 +38,7 @@ def measure(answers: Answers, settings: Settings, metrics: Sequence[Metric]) -> 
             values[metric.name], reasons[metric.name] = None, str(reason)
     defined = [metric for metric in metrics if metric.name not in reasons]
     draws = _draws(answers, settings, defined)
-    intervals = {m.name: _interval(m, values[m.name] or 0.0, draws[m.name], answers, settings.level) for m in defined}
+    intervals = {m.name: _interval(m, values[m.name] or 0.0, draws[m.name], answers, settings) for m in defined}
     return Measured(values, reasons, intervals, {metric.name: _spread(draws[metric.name]) for metric in defined})
 
 
@@ -54,7 +55,10 @@ def _draws(answers: Answers, settings: Settings, metrics: Sequence[Metric]) -> d
     return {name: np.concatenate(parts) for name, parts in blocks.items()}
 
 
-def _interval(metric: Metric, value: float, draws: np.ndarray, answers: Answers, level: float) -> list[float] | None:
+def _interval(
+    metric: Metric, value: float, draws: np.ndarray, answers: Answers, settings: Settings
+) -> list[float] | None:
+    level = settings.level
     groups = resampled_groups(answers.groups)
     if metric.interval == "none":
         return None
@@ -65,6 +69,9 @@ def _interval(metric: Metric, value: float, draws: np.ndarray, answers: Answers,
         return list(wilson(value * number, number, level))
     if metric.interval == "pivotal":
         ends = pivotal(value, draws, level)
+        if metric.steady is not None and answers.n > 1:  # one answer has no standard error
+            error = standard_error(metric.steady(answers, settings), None if groups is None else groups.tolist())
+            ends = corrected(value, draws, error, level)
         return [ends[0], min(ends[1], 1.0)] if ends else None
     ends = percentile(draws, level)
     return list(ends) if ends else None
