@@ -339,15 +339,22 @@ def metrics(
 @app.command()
 def report(
     sources: Annotated[
-        list[Path], typer.Argument(metavar="RUN|PREDICTIONS ...", help="Run folders or prediction files.")
+        list[Path],
+        typer.Argument(
+            metavar="RUN|COMPARISON|PREDICTIONS ...", help="Run folders, folders of `uq4ct compare`, prediction files."
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The html file to write.")] = Path("report.html"),
+    figures: Annotated[
+        Path | None,
+        typer.Option("--figures", metavar="DIR", help="Also write each figure (svg pdf png csv json) and the table."),
+    ] = None,
 ) -> None:
-    """Write one self-contained html report from run folders or prediction files; no model is loaded."""
+    """Write one self-contained html report from runs, a comparison or prediction files; no model is loaded."""
     from uq4ct.report import build_report
 
-    build_report(sources, output)
-    _say(f"wrote {output}")
+    build_report(sources, output, figures=figures, say=_say)
+    _say(f"wrote {output}" + ("" if figures is None else f" and the figures in {figures}/"))
 
 
 @app.command()

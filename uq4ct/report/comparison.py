@@ -119,18 +119,21 @@ def _over_seeds(
             raise UserError(f"{folder}: answers other questions than {asked[0].parent}; they cannot be compared")
         found.append(json.loads((folder / "metrics.json").read_text(encoding="utf-8")))
         answers.append(Answers.of_rows(rows))
+    facts = {"task": found[0]["task"], "split": found[0]["split"], "method": method, "n": answers[0].n}
+    given = {"seeds": [run.seed for run in runs], "seeds_wanted": seeds}
+    return {**facts, **given, **over_seeds(found, answers, settings, whole=len(runs) == seeds > 1)}
+
+
+def over_seeds(found: Sequence[Json], answers: Sequence[Answers], settings: Settings, whole: bool = True) -> Result:
+    """Return means over seeds with deviation, interval and values, of results whose answers are to the same questions.
+
+    ``sd`` is null unless ``whole``: a deviation over the seeds that happen to be there would mislead.
+    """
     values: dict[str, list[Any]] = {metric.name: [result.get(metric.name) for result in found] for metric in METRICS}
     defined = [metric for metric in METRICS if None not in values[metric.name]]
     draws = _draws(answers, defined, settings)
     reasons = {key: reason for result in found for key, reason in (result.get("reasons") or {}).items()}
-    whole = len(runs) == seeds > 1
     return {
-        "task": found[0]["task"],
-        "split": found[0]["split"],
-        "method": method,
-        "n": answers[0].n,
-        "seeds": [run.seed for run in runs],
-        "seeds_wanted": seeds,
         **{metric.name: float(np.mean(values[metric.name])) if metric in defined else None for metric in METRICS},
         "sd": {metric.name: float(np.std(values[metric.name], ddof=1)) if whole else None for metric in defined},
         "intervals": {m.name: _interval(m, values[m.name], draws[m.name], settings.level) for m in defined},
