@@ -1,9 +1,10 @@
-"""A campaign: what is planned, what is run, what is kept, and what the table says."""
+"""A campaign: what is planned, what is run, and what is kept."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,19 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from uq4ct import campaign, cli, comparing, predictions
+from uq4ct import campaign, cli, comparing, protocols
 from uq4ct.campaign.cells import Cell, alone
 from uq4ct.campaign.job import training_of
 from uq4ct.config import Layer
 from uq4ct.data import NoData
 from uq4ct.errors import UserError
-from uq4ct.manifest import write_json, write_manifest
-from uq4ct.metrics import summarize
-from uq4ct.metrics.answers import Settings
-from uq4ct.metrics.calibration_error import ece
-from uq4ct.metrics.intervals import bootstrap_weights
-from uq4ct.report import comparison
-from uq4ct.report.comparison import Scored
 
 QUICK = Layer.of({"train": {"max_steps": 2, "per_device_train_batch_size": 4}, "eval": {"resamples": 100}}, "test")
 
@@ -61,7 +55,8 @@ def plan(questions: Path, output: Path, methods: str = "zero_shot,lora[rank=2]",
 def command(questions: Path, output: Path, methods: str, seeds: str = "1,2", steps: int = 2) -> list[str]:
     flags = ["--model", "tiny", "--methods", methods, "--data", str(questions), "--seeds", seeds]
     small = ["train.per_device_train_batch_size=4", "eval.resamples=100", "train.save_steps=5"]
-    return ["compare", *flags, "--output", str(output), "--max-steps", str(steps), "--set", *small]
+    plain = ["--no-temperature", "--output", str(output), "--max-steps", str(steps)]
+    return ["compare", *flags, *plain, "--set", *small]
 
 
 # ---- naming methods
@@ -184,6 +179,7 @@ def test_a_training_is_kept_at_the_points_that_methods_sharing_it_need(questions
             ["--protocol", "paper", "--methods", "lora+temperature"],
             "'lora+temperature' needs a calibration split, but none is kept",
         ),
+        (["--baseline", "zero_shoot"], "--baseline: 'zero_shoot' is not one of the methods. Did you mean 'zero_shot'?"),
         (["--engine", "slurm"], "--engine: 'slurm' is not one of local, ray"),
         (["--model", "./nowhere"], "model.name: no such folder: ./nowhere"),
         (["--methods", "uq4ct[top_k=9]"], "top_k: 9 is larger than the 8 experts"),
@@ -215,14 +211,14 @@ def test_a_file_is_evaluated_on_the_one_beside_it(questions, tmp_path):
 
 
 def test_the_papers_protocol_reads_validation_where_the_paper_does():
-    held = comparing.protocol("paper")
-    assert [comparing.split_of(name, held) for name in ("openbookqa", "mmlu-law", "tiny", "x.jsonl")] == [
+    held = protocols.protocol("paper")
+    assert [protocols.split_of(name, held) for name in ("openbookqa", "mmlu-law", "tiny", "x.jsonl")] == [
         "validation",
         "test",
         "test",
         None,
     ]
-    assert comparing.split_of("openbookqa", comparing.protocol("sound")) is None
+    assert protocols.split_of("openbookqa", protocols.protocol("sound")) is None
 
 
 def test_a_dry_run_prints_the_cells_and_writes_nothing(questions, tmp_path, capsys):
@@ -240,6 +236,57 @@ def test_a_dry_run_prints_the_cells_and_writes_nothing(questions, tmp_path, caps
     assert cli.invoke(asked) == 0
     assert "4 of 4 cells to run" in capsys.readouterr().out
     assert not output.exists()
+
+
+def planned(questions: Path, output: Path, flags: list[str], capsys) -> list[dict]:
+    """Return the cells that a comparison of this command would have."""
+    small = ["train.per_device_train_batch_size=4", "eval.resamples=100"]
+    asked = ["compare", "--model", "tiny", "--data", str(questions), "--output", str(output), "--max-steps", "2"]
+    assert cli.invoke([*asked, *flags, "--set", *small, "--dry-run", "--json"]) == 0
+    return json.loads(capsys.readouterr().out)["cells"]
+
+
+def test_under_sound_every_method_gets_a_temperature_and_five_seeds(questions, tmp_path, capsys):
+    flags = ["--methods", "lora[rank=2],zero_shot+vector,mixlora,mixlora+temperature"]
+    cells = planned(questions, tmp_path / "out", flags, capsys)
+    assert list(dict.fromkeys(cell["method"] for cell in cells)) == [
+        "lora[rank=2]",
+        "lora[rank=2]+temperature",
+        "zero_shot+vector",
+        "mixlora",
+        "mixlora+temperature",
+    ]
+    assert sorted({cell["seed"] for cell in cells}) == [1, 2, 3, 4, 5]
+    cells = planned(questions, tmp_path / "out", ["--methods", "zero_shot", "--no-temperature"], capsys)
+    assert [cell["method"] for cell in cells] == ["zero_shot"] * 5
+
+
+def test_without_a_calibration_split_nothing_is_scaled(questions, tmp_path, capsys):
+    cells = planned(questions, tmp_path / "out", ["--methods", "zero_shot", "--protocol", "paper"], capsys)
+    assert [(cell["method"], cell["seed"]) for cell in cells] == [("zero_shot", 1), ("zero_shot", 2), ("zero_shot", 3)]
+    flags = ["--methods", "lora[rank=2;data.calibration_fraction=0],zero_shot", "--seeds", "1"]
+    cells = planned(questions, tmp_path / "out", flags, capsys)
+    assert [cell["method"] for cell in cells] == [
+        "lora[rank=2;data.calibration_fraction=0]",
+        "zero_shot",
+        "zero_shot+temperature",
+    ]
+
+
+def test_a_scaled_row_is_estimated_to_cost_no_second_training_and_no_second_answers(questions, tmp_path):
+    made = plan(questions, tmp_path, "mc_dropout[samples=50],mc_dropout[samples=50]+temperature", [1])
+    raw, scaled = campaign.estimate(made, [campaign.state(cell) for cell in made.cells]).values()
+    size = next(iter(made.sizes.values()))
+    assert 0 < size.calibration < size.answers
+    assert scaled.seconds < raw.seconds / 2
+
+
+def test_members_of_an_ensemble_share_no_seed_with_any_other_run():
+    from uq4ct.methods.deep_ensemble import member_seed
+
+    members = [member_seed(seed, number) for seed in range(1, 51) for number in range(10)]
+    assert len(set(members)) == len(members)
+    assert [member_seed(seed, 0) for seed in range(1, 51)] == list(range(1, 51))
 
 
 # ---- running
@@ -260,7 +307,8 @@ def test_a_diverged_cell_is_reported_never_averaged_in_and_stops_nothing(compare
     output, _, done = compared
     assert done.returncode == 1, done.stderr
     printed = json.loads(done.stdout)
-    assert set(printed) == {"cells", "results"}
+    told = {"cells", "results", "baseline", "differences", "verdicts", "shift_detection", "feu_usefulness"}
+    assert set(printed) == told
     statuses = [(cell["method"], cell["status"]) for cell in printed["cells"]]
     assert statuses == [("zero_shot", "complete"), ("lora[rank=2]", "complete"), (DIVERGES, "diverged")] * 2
     assert [(row["method"], row["seeds"], row["n"]) for row in printed["results"]] == [
@@ -301,7 +349,35 @@ def test_the_tables_tell_the_protocol_and_every_number(compared):
     lines = (output / "table.csv").read_text().splitlines()
     assert f"{results[1]['nll']}" in next(line for line in lines if line.split(",")[2:4] == ["lora[rank=2]", "nll"])
     assert r"\begin{tabular}" in (output / "table.tex").read_text()
+    assert found["baseline"] == "zero_shot"
+    assert {(row["method"], row["baseline"]) for row in found["differences"]} == {("lora[rank=2]", "zero_shot")}
+    assert len((output / "differences.csv").read_text().splitlines()) == 1 + len(found["differences"])
+    assert "2 paired seeds, where protocol sound asks for 5 or more" in (output / "table.md").read_text()
     assert [row["passes"] for row in found["costs"]] == [1, 1]
+
+
+def test_the_tables_of_a_folder_are_made_anew_from_its_files_alone(compared, tmp_path, capsys):
+    output, _, done = compared
+    copy = tmp_path / "moved"
+    shutil.copytree(output, copy, ignore=shutil.ignore_patterns("store"))
+    results = json.loads(done.stdout)["results"]
+    assert cli.invoke(["compare", "--output", str(copy), "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert (again["results"], again["baseline"]) == (results, "zero_shot")
+    assert {Path(cell["folder"]).parents[1] for cell in again["cells"]} == {copy}
+    assert cli.invoke(["compare", "--output", str(copy), "--baseline", "lora[rank=2]", "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert {(row["method"], row["baseline"]) for row in again["differences"]} == {("zero_shot", "lora[rank=2]")}
+    (copy / "results.json").unlink()
+    assert cli.invoke(["compare", "--output", str(copy), "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert sorted(row["method"] for row in again["results"]) == sorted(row["method"] for row in results)
+    changed = next(copy.glob("cells/lora*/evaluations/*/predictions.jsonl"))
+    changed.write_text(changed.read_text().replace("0.", "0.0", 1))
+    assert cli.invoke(["compare", "--output", str(copy)]) == 2
+    assert "predictions.jsonl" in capsys.readouterr().err
+    assert cli.invoke(["compare", "--output", str(tmp_path / "empty")]) == 2
+    assert "holds no comparison with a finished cell" in capsys.readouterr().err
 
 
 def test_a_cell_that_another_comparison_works_on_is_waited_for(questions, tmp_path):
@@ -329,96 +405,6 @@ def test_a_cell_that_another_comparison_works_on_is_waited_for(questions, tmp_pa
     assert release.is_set()
     assert outcome.status == "complete"
     assert sum("started" in line for line in said) == 1
-
-
-# ---- the table
-
-
-def scored(folder: Path, method: str, seed: int, probabilities: np.ndarray, answer: np.ndarray) -> Scored:
-    """Write an evaluation whose numbers are known."""
-    place = folder / f"{method}-{seed}" / "evaluations" / "coins"
-    place.mkdir(parents=True)
-    rows = [
-        {
-            "id": str(i),
-            "question": "Which?",
-            "choices": ["x", "y"],
-            "prediction": "AB"[int(p.argmax())],
-            "confidence": float(p.max()),
-            "probabilities": dict(zip("AB", p.tolist(), strict=True)),
-            "label": "AB"[a],
-            "correct": bool(p.argmax() == a),
-            "feu": None,
-            "abstained": False,
-        }
-        for i, (p, a) in enumerate(zip(probabilities, answer, strict=True))
-    ]
-    predictions.write(place / "predictions.jsonl", rows)
-    write_json(place / "metrics.json", summarize(rows, task="coins", split="test", resamples=100))
-    write_manifest(place)
-    return Scored(method, seed, place.parents[1], ("coins",))
-
-
-def test_intervals_resample_seeds_and_then_the_same_questions_for_all(tmp_path):
-    generator = np.random.default_rng(3)
-    n, resamples = 40, 200
-    answer = generator.integers(2, size=n)
-    first = generator.uniform(0.02, 0.98, size=(3, n))
-    runs = [scored(tmp_path, "m", s + 1, np.stack([first[s], 1 - first[s]], axis=1), answer) for s in range(3)]
-    (result,) = comparison.compare(runs, 3, Settings(bins=10, resamples=resamples))
-
-    nll = np.array([[-np.log(first[s, i] if answer[i] == 0 else 1 - first[s, i]) for i in range(n)] for s in range(3)])
-    assert result["nll"] == pytest.approx(nll.mean())
-    assert result["sd"]["nll"] == pytest.approx(nll.mean(axis=1).std(ddof=1))
-    confidence = np.maximum(first, 1 - first)
-    correct = ((first < 0.5).astype(int) == answer).astype(float)
-    (weights,) = bootstrap_weights(n, resamples, 0)
-    seeds = np.random.default_rng([0, 3]).multinomial(3, np.full(3, 1 / 3), size=resamples)
-    nlls, eces = [], []
-    for b in range(resamples):
-        items = np.repeat(np.arange(n), weights[b].astype(int))
-        drawn = np.repeat(np.arange(3), seeds[b])
-        nlls.append(np.mean([nll[s, items].mean() for s in drawn]))
-        eces.append(np.mean([ece(confidence[s, items], correct[s, items], 10) for s in drawn]))
-    assert result["intervals"]["nll"] == pytest.approx(np.quantile(nlls, [0.025, 0.975]))
-    low, high = np.quantile(eces, [0.025, 0.975])
-    assert result["intervals"]["ece"] == pytest.approx([max(0, 2 * result["ece"] - high), 2 * result["ece"] - low])
-    assert result["intervals"]["accuracy"][0] < correct.mean() < result["intervals"]["accuracy"][1]
-
-
-def test_a_missing_seed_is_shown_and_leaves_no_deviation(tmp_path):
-    answer = np.array([0, 1, 0, 1])
-    runs = [scored(tmp_path, "m", s, np.array([[0.8, 0.2]] * 4), answer) for s in (1, 2)]
-    (result,) = comparison.compare(runs, 3, Settings(resamples=100))
-    assert result["accuracy"] == 0.5
-    assert result["sd"]["accuracy"] is None
-    table = comparison.text_table([result], {}, [])
-    assert "2/3" in table
-    assert "±" not in table
-
-
-def test_runs_that_answered_other_questions_are_not_compared(tmp_path):
-    runs = [
-        scored(tmp_path, "m", 1, np.array([[0.8, 0.2]] * 4), np.array([0, 1, 0, 1])),
-        scored(tmp_path, "other", 1, np.array([[0.8, 0.2]] * 4), np.array([0, 1, 0, 0])),
-    ]
-    with pytest.raises(UserError, match="answers other questions than"):
-        comparison.compare(runs, 1, Settings(resamples=100))
-
-
-def test_names_are_escaped_in_every_table(tmp_path):
-    name = "=a_b|<i>&%\x1b[31m\n"
-    (result,) = comparison.compare(
-        [scored(tmp_path, "m", 1, np.array([[0.8, 0.2]] * 4), np.array([0, 1, 0, 1]))], 1, Settings(resamples=100)
-    )
-    result |= {"method": name, "task": name}
-    text = comparison.text_table([result], {name: name}, [name])
-    assert "\x1b" not in text
-    markdown = comparison.markdown_table([result], {name: name}, [])
-    assert r"=a\_b\|&lt;i>&amp;%" in markdown
-    assert "<i>" not in markdown
-    assert r"=a\_b|<i>\&\%" in comparison.latex_table([result], {name: name}, [])
-    assert comparison.csv_table([result], {}).splitlines()[1].startswith("'=a_b")
 
 
 # ---- what goes wrong

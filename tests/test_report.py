@@ -83,8 +83,8 @@ def test_a_report_of_a_comparison_adds_differences_and_temperature(compared_page
     text = " ".join(Elements(compared_page).text)
     for words in (
         "Differences from lora",
-        "adds to confidence",
-        "NLL falls with an interval below 0",
+        "Tests of FEU, a confidence, beside",
+        "What that amounts to on tiny",
         "the labelled test split",
     ):
         assert words in text, words
@@ -410,10 +410,11 @@ def numbers(sources: list[Path], key: str) -> list[dict]:
 
 
 def test_a_difference_is_established_by_its_interval_and_its_corrected_p() -> None:
-    row = {"difference": -0.1, "interval": [-0.2, -0.05], "better": "lower", "p_holm": 0.01}
+    row = {"difference": -0.1, "interval": [-0.2, -0.05], "better": "lower", "p_holm": 0.01, "seeds": [1, 2]}
     assert is_established(row)
     assert is_established(row | {"p_holm": None})
     assert not is_established(row | {"p_holm": 0.2})
+    assert not is_established(row | {"seeds": [1]})
     assert not is_established(row | {"interval": [-0.2, 0.01]})
     assert not is_established(row | {"interval": None})
 

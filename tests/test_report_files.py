@@ -11,22 +11,22 @@ import xml.etree.ElementTree as xml
 from pathlib import Path
 
 import pytest
-from report_inputs import PAYLOAD, make_comparison, make_run
+from report_inputs import PAYLOAD, made_rows, make_comparison, make_run
 
 from uq4ct import predictions
 from uq4ct.cli import invoke
 from uq4ct.errors import UserError
 from uq4ct.manifest import write_json
-from uq4ct.metrics import Settings
-from uq4ct.report import build_report, comparison
+from uq4ct.report import build_report
 from uq4ct.report.drawing import Drawing, Plane, fitted, inline_svg, plain_number, svg_file, ticks
 from uq4ct.report.figures.base import Figure, Panel
-from uq4ct.report.files import named, rows_as_csv
+from uq4ct.report.files import named, rows_as_csv, tables_of
 from uq4ct.report.rendering import render
 from uq4ct.report.sections import build
 from uq4ct.report.sources import read_sources
 
 KINDS = ("differences", "reliability", "risk", "confidence", "scaling", "feu", "feu-strata", "letters")
+TABLES = {"table.md", "table.csv", "table.tex", "differences.md", "differences.csv"}
 FORMS = ("svg", "pdf", "png", "csv", "json")
 
 
@@ -48,7 +48,7 @@ def test_every_figure_is_a_file_in_five_forms_and_the_table_in_three(figures: Pa
         "load",
         *(f"training-{m}" for m in ("lora", "lora-temperature", "uq4ct")),
     }
-    expected = {f"{stem}.{form}" for stem in stems for form in FORMS} | {"table.md", "table.csv", "table.tex"}
+    expected = {f"{stem}.{form}" for stem in stems for form in FORMS} | TABLES
     assert {path.name for path in figures.iterdir()} == expected
     for path in figures.glob("*.svg"):
         root = xml.fromstring(path.read_text(encoding="utf-8"))
@@ -80,26 +80,20 @@ def test_the_reliability_file_has_the_bins_of_the_metrics(compared: Path, figure
     assert sum(row["n"] for row in mine) == pytest.approx(40)
 
 
-def test_the_table_has_the_papers_layout(compared: Path, figures: Path) -> None:
-    material = read_sources([compared])
-    markdown = (figures / "table.md").read_text().splitlines()
-    assert markdown[0] == "| metric | method | tiny |"
-    first = [cell.strip() for cell in markdown[2].strip("|").split("|")]
-    accuracy = material.find("lora", "tiny")
-    assert first[:2] == ["accuracy % ↑", "lora"]
-    shown = f"{100 * accuracy.result['accuracy']:.1f} ±{100 * accuracy.deviation('accuracy'):.1f}"
-    assert first[2].replace("*", "") == shown
-    latex = (figures / "table.tex").read_text()
-    assert r"\begin{tabular}{llr}" in latex
-    assert latex.count(r"\midrule") == 7
-    assert re.search(r"\\mathbf\{[\d.]+\}_\{[\d.]+\}", latex)
-    body = [line for line in latex.splitlines() if line.endswith(r"\\")]
-    assert all(line.count(" & ") == 2 for line in body)
-    with (figures / "table.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    (nll,) = (row for row in rows if (row["task"], row["method"], row["metric"]) == ("tiny", "uq4ct", "nll"))
-    assert float(nll["mean"]) == material.find("uq4ct", "tiny").value("nll")
-    assert (nll["n"], nll["seeds"]) == ("40", "2")
+def test_the_table_has_the_papers_layout_whatever_it_is_made_of(figures: Path, tmp_path: Path) -> None:
+    rows = [row for seed in (1, 2) for row in made_rows(30, 0.0, 0.0, 1.5, False, "lora", seed)]
+    predictions.write(tmp_path / "arc_c.jsonl", rows)
+    loose = tables_of(read_sources([tmp_path / "arc_c.jsonl"]))
+    assert set(loose) == {"table.md", "table.csv", "table.tex"}
+    for latex, tasks, methods in (((figures / "table.tex").read_text(), "tiny", 3), (loose["table.tex"], r"arc\_c", 1)):
+        assert rf"Metrics & Methods & {tasks} \\" in latex
+        assert latex.count(r"\midrule") == 5  # ACC, ECE, NLL, Brier, AUROC
+        assert len(re.findall(r"\$[\d.]+_\{[\d.]+\}\$", latex)) == 5 * methods
+    (series,) = read_sources([tmp_path / "arc_c.jsonl"]).series
+    (nll,) = (row for row in csv.DictReader(loose["table.csv"].splitlines()) if row["metric"] == "nll")
+    assert float(nll["mean"]) == series.value("nll")
+    assert [float(nll["low"]), float(nll["high"])] == list(series.interval("nll"))
+    assert (nll["n"], nll["seeds"]) == ("30", "2")
 
 
 def test_files_are_the_same_bytes_each_time(compared: Path, figures: Path) -> None:
@@ -199,16 +193,14 @@ def test_a_sheet_holds_every_panel_in_rows_of_even_length() -> None:
     assert [mark.text for mark in sheet.marks] == [f"p{k}" for k in range(6)]
 
 
-def test_over_seeds_is_what_a_comparison_computes(compared: Path) -> None:
-    """The report's mean over loose runs is the comparison's own: same draws, same interval."""
-    known = json.loads((compared / "results.json").read_text())["results"][0]
-    cells = sorted((compared / "cells").glob("lora-tiny-*"))
-    rows = [predictions.read(cell / "evaluations" / "tiny" / "predictions.jsonl") for cell in cells]
-    found = [json.loads((cell / "evaluations" / "tiny" / "metrics.json").read_text()) for cell in cells]
-    answers = [comparison.Answers.of_rows(each) for each in rows]
-    again = comparison.over_seeds(found, answers, Settings(resamples=20))
-    assert again["intervals"] == known["intervals"]
-    assert again["sd"] == known["sd"]
+def test_loose_runs_are_averaged_as_a_comparison_averages_them(compared: Path) -> None:
+    """The same means, deviations and intervals, for the same draws are made."""
+    known = json.loads((compared / "results.json").read_text())["results"]
+    material = read_sources(sorted((compared / "cells").glob("lora-tiny-*")))
+    (series,) = material.series
+    assert material.comparison is None
+    for key in ("nll", "accuracy", "ece", "sd", "item_sd", "intervals", "ece_null"):
+        assert series.result[key] == known[0][key], key
 
 
 def test_numbers_that_a_comparison_lacks_are_left_out(compared: Path, tmp_path: Path) -> None:

@@ -261,23 +261,37 @@ def ask(
 
 @app.command()
 def compare(
-    methods: Annotated[
-        str, typer.Option("--methods", metavar="A,B|all", help="E.g. lora,uq4ct[top_k=3;rank=8],mixlora+temperature.")
-    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the comparison.")],
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            "--methods",
+            metavar="A,B|all",
+            help="E.g. lora,uq4ct[top_k=3;rank=8],mixlora+vector. Without it the folder's tables are made anew.",
+        ),
+    ] = None,
     model: Model = None,
     data: Data = None,
     eval_data: Annotated[
         list[str] | None,
         typer.Option("--eval-data", metavar="FILE|TASK ...", help="Default: the training task's evaluation split."),
     ] = None,
-    seeds: Annotated[str, typer.Option("--seeds", help="Whole numbers with commas between.")] = "1,2,3",
+    seeds: Annotated[
+        str | None,
+        typer.Option("--seeds", metavar="1,2,...", help="Default: five, or as in the paper three."),
+    ] = None,
     protocol: Annotated[
         str,
         typer.Option(
             "--protocol", metavar="sound|paper", help="Test split and calibration, or as the paper: validation, none."
         ),
     ] = "sound",
+    baseline: Annotated[
+        str | None, typer.Option("--baseline", metavar="METHOD", help="Compared with the others. Default: lora.")
+    ] = None,
+    no_temperature: Annotated[
+        bool, typer.Option("--no-temperature", help="No temperature-scaled second row of every method.")
+    ] = False,
     max_steps: MaxSteps = None,
     preset: Annotated[
         str | None, typer.Option("--preset", metavar="product|paper|bayesian-lora", help="Default: the protocol's.")
@@ -294,29 +308,50 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Compare methods over seeds: finished cells are kept, the same command continues an interrupted comparison."""
-    from uq4ct import campaign, comparing
+    from uq4ct import campaign, comparing, concluding, protocols
 
-    held = comparing.protocol(protocol)
+    if methods is None:
+        _show_comparison(concluding.reread(output, baseline), output, as_json)
+        return
+    held = protocols.protocol(protocol)
     layers = _layers(model, data, None, None, max_steps, None, preset or held.preset, config, settings, data_root)
     layers.insert(1, held.layer)  # above the preset, below what the user says
-    made = comparing.plan(methods, eval_data or [], seeds, output=output, held=held, layers=layers)
+    made = comparing.plan(
+        methods,
+        eval_data or [],
+        held.seeds if seeds is None else seeds,
+        output=output,
+        held=held,
+        layers=layers,
+        baseline=baseline,
+        temperature=not no_temperature,
+    )
     if dry_run:
         outcomes = [campaign.state(cell) for cell in made.cells]
         cells = comparing.describe(made, outcomes)
         print(json.dumps({"cells": cells}) if as_json else comparing.plan_table(cells, made, outcomes))
         return
     outcomes, found = comparing.run(
-        made, output, held, engine=engine, workers=workers, gpus_per_cell=gpus_per_cell, say=_say
+        made, output, held, engine=engine, workers=workers, gpus_per_cell=gpus_per_cell, baseline=baseline, say=_say
     )
-    if as_json:
-        print(json.dumps({"cells": found["cells"], "results": found["results"]}, ensure_ascii=False, allow_nan=False))
-    else:
-        print(comparing.text_of(found))
-        _say(f"wrote {output}/results.json, table.md, table.csv, table.tex; next: uq4ct report {output}/cells")
+    _show_comparison(found, output, as_json)
     if problems := comparing.problems_of(outcomes):
         for problem in problems:
             _say(f"error: {problem}")
         raise SystemExit(1)
+
+
+def _show_comparison(found: dict[str, Any], output: Path, as_json: bool) -> None:
+    """Print what a comparison found, as one JSON object or for people."""
+    from uq4ct import concluding
+
+    if as_json:
+        told = {key: found[key] for key in concluding.TOLD}
+        print(json.dumps(told, ensure_ascii=False, allow_nan=False))
+    else:
+        print(concluding.text_of(found))
+        names = "results.json, table.md, .csv, .tex, differences.md, .csv"
+        _say(f"wrote {output}/{names}; next: uq4ct report {output}/cells")
 
 
 @app.command()

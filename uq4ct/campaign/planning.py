@@ -31,6 +31,7 @@ class Size(NamedTuple):
     training_tokens: float  # in all steps
     answer_tokens: float  # of the questions to answer, once each
     answers: int
+    calibration: int  # of these, the ones that are kept from training, which every fit answers for itself
     parameters: int  # of the base model
     trainable: int  # numbers in one adapter
     hidden: int
@@ -239,6 +240,7 @@ def _size(cell: Cell, training: QuestionSet, sets: Sequence[QuestionSet], desk: 
         training_tokens=steps * batch * mean,
         answer_tokens=sum(asked) + len(calibration) * mean,
         answers=len(asked) + len(calibration),
+        calibration=len(calibration),
         parameters=base.parameters,
         trainable=trainable,
         hidden=base.model.config.get_text_config().hidden_size,

@@ -12,11 +12,11 @@ from typing import Any
 
 from uq4ct.errors import UserError
 from uq4ct.manifest import write_atomically
-from uq4ct.report import layout
+from uq4ct.report import comparison_tables
 from uq4ct.report.blocks import Drawn, Section
 from uq4ct.report.drawing import svg_file
 from uq4ct.report.figures.base import Figure
-from uq4ct.report.material import Material
+from uq4ct.report.material import Material, Series
 from uq4ct.report.rendering import render
 from uq4ct.report.tables import spreadsheet_text
 
@@ -26,14 +26,13 @@ Json = Mapping[str, Any]
 def write_files(
     material: Material, sections: Sequence[Section], folder: Path, say: Callable[[str], None] = lambda _: None
 ) -> list[str]:
-    """Write ``<kind>-<task>.svg .pdf .png .csv .json`` for each figure, and ``table.md .csv .tex``; return the names.
+    """Write ``<kind>-<task>.svg .pdf .png .csv .json`` for each figure, and the tables; return the names.
 
     The json holds title, task and numbers; the csv the same numbers. Files of the same names are replaced, others kept.
     """
     refuse_bad_folder(folder)
     folder.mkdir(exist_ok=True)
-    written = {"table.md": layout.markdown(material), "table.tex": layout.latex(material)}
-    for name, content in (written | {"table.csv": layout.spreadsheet(material)}).items():
+    for name, content in tables_of(material).items():
         write_atomically(folder / name, content)
     names = ["table"]
     for stem, figure in named(sections):
@@ -49,6 +48,30 @@ def write_files(
         )
         names.append(stem)
     return names
+
+
+def tables_of(material: Material) -> dict[str, str]:
+    """Return the tables of a comparison, by file name, for whatever the report shows.
+
+    ``table.tex`` has the paper's layout: methods down, tasks across, a block per metric.
+    """
+    found = {"results": [_row(series) for series in material.series], "absent": {}, "notes": _notes(material)}
+    found |= {key: material.rows(key) for key in ("differences", "verdicts")}
+    files = comparison_tables.files(found)
+    return {name: text for name, text in files.items() if found["differences"] or not name.startswith("differences")}
+
+
+def _row(series: Series) -> dict[str, Any]:
+    seeds = {"seeds": list(series.seeds), "seeds_wanted": len(series.seeds)}
+    result = {"split": "all", **seeds, "sd": {}, "item_sd": {}, **series.result}
+    null = {"calibrated": series.result["ece"] <= series.result["ece_null"]["high"]}
+    return result | null | {"task": series.task, "method": series.label, "n": series.n}
+
+
+def _notes(material: Material) -> list[str]:
+    settings = material.settings
+    means = " Means over seeds, ± their standard deviation." if material.has_seeds else ""
+    return [f"ECE with {settings['bins']} bins, {settings['binning']}; intervals {100 * settings['level']:g} %.{means}"]
 
 
 def refuse_bad_folder(folder: Path) -> None:

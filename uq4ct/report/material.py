@@ -153,6 +153,9 @@ class Material:
     @cached_property
     def fitted_on(self) -> str:
         """The task that the runs were fitted on, where all of them name one and it was evaluated; else empty."""
+        known = "" if self.comparison is None else str(self.comparison.found.get("in_distribution") or "")
+        if known in self.tasks:
+            return known
         named = {str(run.facts["task"]) for run in self.runs if run.facts.get("task")}
         (task,) = named if len(named) == 1 else ("",)
         return task if task in self.tasks else ""

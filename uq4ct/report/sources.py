@@ -12,10 +12,10 @@ from typing import Any
 from uq4ct import predictions
 from uq4ct.errors import UserError
 from uq4ct.manifest import MANIFEST, verify_manifest
-from uq4ct.metrics import Answers, Settings, summarize
+from uq4ct.metrics import Answers, summarize
 from uq4ct.posthoc.abstain import AbstainRule
-from uq4ct.report.comparison import over_seeds
 from uq4ct.report.material import Comparison, Json, Material, Member, RunFacts, Series
+from uq4ct.report.pooling import result_of
 
 MISTAKES = 3
 RESULTS = "results.json"
@@ -223,7 +223,7 @@ def _series(
         known = _known(group[0].method, members, comparison) if group[0].run else None
         if known is None and len(members) > 1:
             say(f"intervals over {len(members)} seeds: {label} on {task}")
-        yield Series(label, task, members, known or _result(members))
+        yield Series(label, task, members, known or result_of(members))
 
 
 def _known(method: str, members: Sequence[Member], comparison: Comparison | None) -> Json | None:
@@ -235,16 +235,6 @@ def _known(method: str, members: Sequence[Member], comparison: Comparison | None
         if named == (method, facts.get("task"), facts.get("split"), seeds):
             return row
     return None
-
-
-def _result(members: Sequence[Member]) -> Json:
-    first = members[0].metrics
-    if len(members) == 1:
-        return first
-    names = ("bins", "resamples", "seed", "level")
-    chosen = {name: value for name, value in (first.get("settings") or {}).items() if name in names}
-    found = over_seeds([m.metrics for m in members], [m.answers for m in members], Settings(**chosen))
-    return {**{key: first[key] for key in ("task", "split") if key in first}, **found}
 
 
 def _labels(groups: Sequence[Sequence[_Part]]) -> list[str]:

@@ -143,29 +143,3 @@ def spreadsheet_text(value: Any) -> Any:
 def one_line(text: str) -> str:
     """Replace line breaks and control characters, which could rewrite a terminal or end a comment, by spaces."""
     return "".join(character if character.isprintable() else " " for character in str(text))
-
-
-def markdown_text(text: str) -> str:
-    """Escape what Markdown or html would read as more than text.
-
-    >>> markdown_text("a|b_c<i>")
-    'a\\\\|b\\\\_c&lt;i>'
-    """
-    escaped = "".join(f"\\{c}" if c in "\\`*_[]|#" else c for c in one_line(text))
-    return escaped.replace("&", "&amp;").replace("<", "&lt;")
-
-
-_TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-}
-
-
-def tex_text(text: str) -> str:
-    """Escape a text for LaTeX.
-
-    >>> tex_text("top_k 50%")
-    'top\\\\_k 50\\\\%'
-    """
-    return "".join(_TEX.get(character, character) for character in one_line(text))

@@ -13,13 +13,20 @@ from uq4ct.report.material import Series
 from uq4ct.report.tables import decimals, percent
 
 Json = Mapping[str, Any]
-SHOWN = {"nll": "NLL", "brier": "Brier", "accuracy": "accuracy, points", "ece": "ECE, points", "auroc": "AUROC"}
+SHOWN = {
+    "nll": "NLL",
+    "brier": "Brier",
+    "accuracy": "accuracy, points",
+    "ece": "ECE, points",
+    "auroc": "AUROC",
+    "augrc": "AUGRC",
+}
 SHIFTED = (("accuracy", "accuracy, %", "higher"), ("ece", "ECE, %", "lower"), ("nll", "NLL", "lower"))
 SHARES = ("accuracy", "ece", "smooth_ece", "confidence")  # printed in per cent
 FOREST_KEY = (
     (Spot(0, colour="right"), "better than the baseline"),
     (Spot(0, colour="wrong", shape="square"), "worse"),
-    (Spot(0, colour="muted", hollow=True), "not established: interval holds 0, or p ≥ 0.05 after Holm's correction"),
+    (Spot(0, colour="muted", hollow=True), "not established: interval holds 0, or p > 0.05 after Holm's correction"),
 )
 
 
@@ -46,7 +53,7 @@ def _differences(name: str, rows: Sequence[Json | None]) -> Track:
     spots = [[_difference(row)] if row else [] for row in rows]
     show = percent_tick if name in SHARES else plain_number
     side = better if better in ("lower", "higher") else ""
-    return Track(SHOWN[name], spots, zero=0.0, better=side, texts=texts, show=show, width=118)
+    return Track(SHOWN[name], spots, zero=0.0, better=side, texts=texts, show=show, width=104)
 
 
 def _difference(row: Json) -> Spot:
@@ -58,10 +65,13 @@ def _difference(row: Json) -> Spot:
 
 
 def is_established(row: Json) -> bool:
-    """Tell whether a difference has an interval without 0 and, where it was tested, p < 0.05 after correction."""
+    """Tell whether a difference has an interval without 0, p at most 0.05 after correction, and two seeds or more.
+
+    One paired seed cannot tell what another would give.
+    """
     low, high = row.get("interval") or (0.0, 0.0)
     p = row.get("p_holm")
-    return bool((low > 0 or high < 0) and (p is None or p < 0.05))
+    return bool((low > 0 or high < 0) and (p is None or p <= 0.05) and len(row.get("seeds") or ()) > 1)
 
 
 def signed(value: float, name: str) -> str:

@@ -33,9 +33,11 @@ def differences(material: Material) -> Section | str:
         if figure is not None:
             said_of = _verdicts(task, material)
             groups.append(Group(task, (Drawn(figure), *([said_of] if said_of else []))))
+    others = dict.fromkeys(str(row["baseline"]) for row in rows if row.get("baseline") not in (None, baseline))
+    suffix = f" A method with a suffix is compared with {listed(list(others))}." if others else ""
     intro = (
-        f"Paired: the same seeds and questions, minus {baseline}. Filled marks are differences whose interval leaves "
-        "out 0 and, where tested, p < 0.05 after Holm's correction over tasks; hollow ones may be nothing."
+        f"Paired: the same seeds and questions, minus {baseline}.{suffix} Filled marks are differences whose interval "
+        "leaves out 0 and whose p is at most 0.05 after Holm's correction over tasks; hollow ones may be nothing."
     )
     return Section("differences", "Differences", f"Differences from {baseline}", intro, tuple(groups))
 
@@ -47,10 +49,15 @@ def _verdicts(task: str, material: Material) -> Table | None:
     if not rows:
         return None
     cells = tuple(
-        (said(str(row["method"])), said(str(row.get("verdict") or "–")), said(str(row.get("reason") or "")))
+        (
+            said(str(row["method"])),
+            said(str(row.get("verdict") or "–")),
+            said(str(row.get("baseline") or "–")),
+            said(str(row.get("reason") or "")),
+        )
         for row in rows
     )
-    return Table(f"What that amounts to on {task}", ("method", "verdict", "why"), cells)
+    return Table(f"What that amounts to on {task}", ("method", "verdict", "against", "why"), cells)
 
 
 def scaling(material: Material) -> Section | str:

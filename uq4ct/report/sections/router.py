@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from uq4ct.report.blocks import Cell, Drawn, Group, Section, Table
+from uq4ct.report.blocks import Cell, Drawn, Group, Section, Table, number, said
 from uq4ct.report.figures import router
 from uq4ct.report.material import Json, Material, Series
 from uq4ct.report.tables import decimals
@@ -24,7 +24,7 @@ def feu(material: Material) -> Section | str:
         strata = router.feu_by_stratum(task, having)
         groups.append(Group(task, (Drawn(replace(figure, panels=panels)), *([Drawn(strata)] if strata else []))))
     if useful := [row for row in material.rows("feu_usefulness") if row.get("method") in material.labels]:
-        groups.append(Group("Is FEU of use beside the confidence?", (_anything(useful),)))
+        groups.append(Group("Is FEU of use beside the confidence?", (_tests(useful),)))
     if loads := router.load(material.runs):
         groups.append(Group("Expert load by layer", (Drawn(loads),)))
     intro = (
@@ -44,26 +44,34 @@ def _feu_words(series: Series) -> str:
     return ", ".join(pieces)
 
 
-def _anything(rows: Sequence[Json]) -> Table:
-    """Print rows of plain values as they are: numbers with three digits, intervals as ranges."""
-    keys = [key for key in dict.fromkeys(k for row in rows for k in row) if any(_plain(row.get(key)) for row in rows)]
-    cells = tuple(tuple(_value(row.get(key)) for key in keys) for row in rows)
-    return Table(
-        "Tests of FEU, a confidence, beside the probability of the answer",
-        tuple(k.replace("_", " ") for k in keys),
-        cells,
+def _tests(rows: Sequence[Json]) -> Table:
+    """Print whether FEU says more of correctness than the confidence does; cells say what is undefined."""
+    cells = []
+    for row in rows:
+        added = row.get("added_value") if isinstance(row.get("added_value"), Mapping) else {}
+        p, low = (added or {}).get("p"), row.get("shuffled_interval")
+        cells.append(
+            (
+                said(str(row.get("method"))),
+                said(str(row.get("task"))),
+                number({**row, "intervals": {"feu_auroc": row.get("interval")}}, "feu_auroc", decimals),
+                number(row, "max_probability_auroc", decimals),
+                number(added or {}, "coefficient", decimals),
+                Cell("–", str((added or {}).get("reason") or ""))
+                if p is None
+                else Cell("<0.001" if p < 0.001 else decimals(p)),
+                number({**row, "intervals": {"shuffled_auroc": low}}, "shuffled_auroc", decimals),
+                number(row, "beta_zero_feu_auroc", decimals),
+            )
+        )
+    header = (
+        "method",
+        "task",
+        "AUROC of FEU",
+        "AUROC of the confidence",
+        "what FEU adds, log-odds per sd",
+        "p",
+        "FEU shuffled, AUROC",
+        "without the calibration loss, AUROC of FEU",
     )
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.3g}" if 0 < abs(value) < 0.001 else decimals(value)
-    if isinstance(value, list):
-        return " – ".join(map(_plain, value))
-    return "" if value is None or isinstance(value, dict) else str(value)
-
-
-def _value(value: object) -> Cell:
-    return Cell(_plain(value) or "–", words=isinstance(value, str | bool))
+    return Table("Tests of FEU, a confidence, beside the probability of the answer", header, tuple(cells))
