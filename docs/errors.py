@@ -75,6 +75,15 @@ QUESTIONS = {
     "long.jsonl": json.dumps({"question": "Which ? " * 300, "choices": ["red", "green", "blue"], "answer": "A"}),
 }
 
+
+def _sample(target: str, responses: list[list[str]], **metrics: float) -> str:
+    """Return one line as lm-evaluation-harness writes it."""
+    names = ("red", "green", "blue")[: len(responses)]
+    arguments = {f"gen_args_{k}": {"arg_0": "Which ?", "arg_1": f" {name}"} for k, name in enumerate(names)}
+    row = {"doc_id": 0, "doc": {}, "target": target, "arguments": arguments, "filtered_resps": responses}
+    return json.dumps(row | metrics)
+
+
 FILES: dict[str, str | bytes] = {
     "empty.jsonl": "",
     "array.json": json.dumps(ROWS[:2]),
@@ -90,6 +99,13 @@ FILES: dict[str, str | bytes] = {
     "predictions-label.jsonl": '{"id": "1", "probabilities": {"A": 0.7, "B": 0.3}, "label": "C"}\n',
     "predictions-unlabelled.jsonl": '{"id": "1", "probabilities": {"A": 0.7, "B": 0.3}}\n',
     "predictions-no-column.csv": "id,confidence\n1,0.7\n",
+    "predictions-percent.csv": "confidence,correct\n93,1\n",
+    "predictions-two.csv": "p_yes,p_no,gold,target\n0.7,0.3,yes,no\n",
+    "predictions-vocabulary.csv": "logprob_A,logprob_B,label\n-1.2,-3.4,A\n",
+    "predictions-many.csv": "id,p_A,p_B,label\n1,0.7,0.7,A\n2,nan,0.5,B\n3,0.5,0.5,C\n4,0.5,0.5,A\n4,0.5,0.5,A\n",
+    "samples_generated.jsonl": _sample("red", [["some text", "x"]]),
+    "samples_several.jsonl": _sample("[0, 2]", [["-1.5", "True"], ["-2.5", "False"], ["-2.0", "False"]]),
+    "samples_other.jsonl": _sample("1", [["-1.5", "True"], ["-2.5", "False"], ["-2.0", "False"]], acc=1.0),
     "run.yaml": "method:\n  name: uq4ct\n",
     "option.yaml": "train:\n  learing_rate: 1e-4\n",
     "section.yaml": "optimizer:\n  lr: 1e-4\n",
@@ -403,8 +419,20 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("Logits instead of probabilities", "metrics predictions-logits.jsonl"),
         Case("Label that is no choice", "metrics predictions-label.jsonl"),
         Case("No labels", "metrics predictions-unlabelled.jsonl"),
-        Case("csv without probabilities", "metrics predictions-no-column.csv"),
+        Case("Confidence without correctness", "metrics predictions-no-column.csv"),
         Case("Question file", "metrics questions.jsonl"),
+        Case("Confidence in per cent", "metrics predictions-percent.csv"),
+        Case("Log-probabilities of a larger vocabulary", "metrics predictions-vocabulary.csv"),
+        Case("Five rows, four mistakes", "metrics predictions-many.csv"),
+        Case("Two columns that could be the label", "metrics predictions-two.csv"),
+        Case("Misspelt field", "metrics predictions-two.csv --columns labels=gold"),
+        Case("Misspelt column", "metrics predictions-two.csv --columns label=golf"),
+        Case("A run", "metrics run"),
+        Case("Folder without samples of lm-eval", "metrics thesis"),
+        Case("lm-eval: generated text", "metrics samples_generated.jsonl"),
+        Case("lm-eval: several right answers", "metrics samples_several.jsonl"),
+        Case("lm-eval: scored in another way", "metrics samples_other.jsonl"),
+        Case("lm-eval: unknown kind of likelihood", "metrics samples_other.jsonl --likelihood norm"),
     ),
 }
 

@@ -19,10 +19,12 @@ from uq4ct.report.pooling import result_of
 
 MISTAKES = 3
 RESULTS = "results.json"
+Read = Callable[[Path], list[Any]]  # a prediction file, or a results folder of lm-eval, to its rows
+Say = Callable[[str], None]
 
 
-def read_sources(sources: Sequence[Path | str], say: Callable[[str], None] = lambda _: None) -> Material:
-    """Read run folders, folders of runs, folders of ``uq4ct compare``, and prediction files.
+def read_sources(sources: Sequence[Path | str], read: Read = predictions.read, say: Say = lambda _: None) -> Material:
+    """Read runs, folders of runs or of ``uq4ct compare``, and, with ``read``, prediction files or samples of lm-eval.
 
     Several seeds of one method become one series; a comparison's own results are taken as they are, and for loose runs
     means and intervals are computed. Raises UserError where a source is none of these, where a file of an evaluation
@@ -34,7 +36,7 @@ def read_sources(sources: Sequence[Path | str], say: Callable[[str], None] = lam
     if len(comparisons) > 1:
         places = " and ".join(found.place for found in comparisons)
         raise UserError(f"a report shows one comparison, got {places}; run one `uq4ct compare` with all methods")
-    parts = [part for source in sources for part in _read(Path(source), say)]
+    parts = [part for source in sources for part in _read(Path(source), read, say)]
     if not any(part.evaluations for part in parts):
         places = ", ".join(part.place for part in parts)
         raise UserError(f"{places}: no evaluation yet; `uq4ct evaluate RUN --data ...` makes one")
@@ -77,9 +79,9 @@ def _comparison(source: Path) -> Comparison | None:
     return Comparison(str(folder), found)
 
 
-def _read(source: Path, say: Callable[[str], None]) -> Iterator[_Part]:
-    if source.is_file():
-        yield from _file(source)
+def _read(source: Path, read: Read, say: Say) -> Iterator[_Part]:
+    if source.is_file() or _has_samples(source):
+        yield from _file(source, read)
         return
     if not source.is_dir():
         raise UserError(f"{source}: no such run folder or prediction file")
@@ -89,26 +91,38 @@ def _read(source: Path, say: Callable[[str], None]) -> Iterator[_Part]:
         yield _run(folder)
 
 
+def _has_samples(source: Path) -> bool:
+    """Tell whether a folder holds samples of lm-eval and no run."""
+    if not source.is_dir() or _is_run(source):
+        return False
+    return any(next(source.glob(f"{depth}samples_*.jsonl"), None) for depth in ("", "*/"))
+
+
 def _folders(source: Path) -> list[Path]:
     """Return the run folders of a source: itself, the complete cells of a comparison, or the runs inside it."""
     if _is_run(source):
         return [source]
-    comparison = _comparison(source)
-    if comparison is not None:
-        cells = Path(comparison.place) / "cells"
-        names = [Path(cell["folder"]).name for cell in comparison.rows("cells") if cell.get("status") == "complete"]
-        absent = [str(cells / name) for name in names if not _is_run(cells / name)]
-        if absent:
-            raise UserError(
-                [f"{place}: missing, {comparison.place}/{RESULTS} lists it as complete" for place in absent]
-            )
-        return [cells / name for name in names]
+    if (comparison := _comparison(source)) is not None:
+        return _cells(comparison)
     if (source / "cells").is_dir() and (inside := sorted(filter(_is_finished, (source / "cells").iterdir()))):
         return inside  # a comparison that is still running
     folders = sorted(folder for folder in source.iterdir() if folder.is_dir() and _is_run(folder))
     if not folders:
-        raise UserError(f"{source}: neither a run folder (no uq4ct.json, no evaluations/) nor a folder of runs")
+        raise UserError(
+            f"{source}: neither a run folder (no uq4ct.json, no evaluations/) nor a folder of runs, nor one with "
+            "samples of lm-eval"
+        )
     return folders
+
+
+def _cells(comparison: Comparison) -> list[Path]:
+    """Return the folders of complete cells, wherever the comparison was moved to."""
+    cells = Path(comparison.place) / "cells"
+    names = [Path(cell["folder"]).name for cell in comparison.rows("cells") if cell.get("status") == "complete"]
+    absent = [str(cells / name) for name in names if not _is_run(cells / name)]
+    if absent:
+        raise UserError([f"{place}: missing, {comparison.place}/{RESULTS} lists it as complete" for place in absent])
+    return [cells / name for name in names]
 
 
 def _is_run(folder: Path) -> bool:
@@ -119,15 +133,14 @@ def _is_finished(folder: Path) -> bool:
     return _is_run(folder) and (folder / "cell.json").is_file()
 
 
-def _file(path: Path) -> Iterator[_Part]:
-    """Split a prediction file by the method and seed that its rows name."""
-    groups: dict[tuple[Any, Any], list[Any]] = {}
-    for row in predictions.read(path):
-        groups.setdefault((row.get("method"), row.get("seed")), []).append(row)
-    for (method, seed), rows in groups.items():
-        task = path.parent.name if path.stem == "predictions" else path.stem if method else "predictions"
-        member = _member(seed, summarize(rows), rows)
-        yield _Part(str(path), str(method or path.stem), seed, {task: member})
+def _file(path: Path, read: Read) -> Iterator[_Part]:
+    """Split a prediction file, or a folder of samples, by the method and seed that its rows name."""
+    groups: dict[tuple[Any, Any], dict[str, Member]] = {}
+    for (task, method, seed), rows in predictions.evaluations(read(path)).items():
+        named = path.parent.name if path.stem == "predictions" else path.stem if method else "predictions"
+        groups.setdefault((method, seed), {})[task or named] = _member(seed, summarize(rows), rows)
+    for (method, seed), evaluations in groups.items():
+        yield _Part(str(path), str(method or path.stem), seed, evaluations)
 
 
 def _run(folder: Path) -> _Part:
@@ -170,7 +183,7 @@ def _object(facts: Json, key: str) -> Json:
 def _member(seed: Any, metrics: Json, rows: list[Any]) -> Member:
     """Keep the answers as arrays, and of the texts only those of the surest mistakes."""
     asked = json.dumps([(row["id"], row["label"]) for row in rows]).encode()
-    wrong = [row for row in rows if row.get("correct") is False]
+    wrong = [row for row in rows if row.get("correct") is False and row["probabilities"]]
     surest = tuple(sorted(wrong, key=lambda row: -row["confidence"])[:MISTAKES])
     return Member(seed, metrics, Answers.of_rows(rows), hashlib.sha256(asked).hexdigest(), surest)
 
@@ -215,9 +228,7 @@ def _alike(one: Member, other: Member) -> bool:
     return one.questions == other.questions and len(one.metrics["bins"]) == len(other.metrics["bins"])
 
 
-def _series(
-    label: str, group: Sequence[_Part], comparison: Comparison | None, say: Callable[[str], None]
-) -> Iterator[Series]:
+def _series(label: str, group: Sequence[_Part], comparison: Comparison | None, say: Say) -> Iterator[Series]:
     for task in dict.fromkeys(task for part in group for task in part.evaluations):
         members = tuple(part.evaluations[task] for part in group if task in part.evaluations)
         known = _known(group[0].method, members, comparison) if group[0].run else None
