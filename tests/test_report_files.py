@@ -46,7 +46,7 @@ def figures(compared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_figure_is_a_file_in_five_forms_and_the_table_in_three(figures: Path) -> None:
     stems = {f"{kind}-tiny" for kind in KINDS} | {
         "load",
-        *(f"training-{m}" for m in ("lora", "lora-temperature", "uq4ct")),
+        *(f"training-{m}" for m in ("lora", "uq4ct")),
     }
     expected = {f"{stem}.{form}" for stem in stems for form in FORMS} | TABLES
     assert {path.name for path in figures.iterdir()} == expected

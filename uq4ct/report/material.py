@@ -160,6 +160,11 @@ class Material:
         (task,) = named if len(named) == 1 else ("",)
         return task if task in self.tasks else ""
 
+    def is_variant(self, label: str) -> bool:
+        """Tell whether a method is another one of the report with a calibrator on top: same training, same router."""
+        base, plus, _ = label.rpartition("+")
+        return bool(plus) and base in self.labels
+
     def of_task(self, task: str) -> tuple[Series, ...]:
         """Return the methods on one task."""
         return tuple(series for series in self.series if series.task == task)

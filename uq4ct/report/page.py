@@ -56,7 +56,7 @@ def _breakable(name: str) -> Markup:
 
 def _tight(text: str) -> str:
     """Keep a number with its unit, and the two ends of a range, on one line."""
-    return re.sub(r"(?<=\d) – (?=\d)", "\u00a0–\u00a0", re.sub(r"(?<=\d) %", "\u00a0%", printable(text)))
+    return re.sub(r"(?<=\d) – (?=\d)", "\u00a0–\u2060\u00a0", re.sub(r"(?<=\d) %", "\u00a0%", printable(text)))
 
 
 def stylesheet() -> str:

@@ -171,4 +171,6 @@ def _over_tasks(at: Mapping[Any, Series], label: str, home: str, looks: Mapping[
 
 def _detected(row: Json, looks: Mapping[str, Any]) -> Spot:
     low, high = row.get("interval") or (None, None)
+    if len(looks) > 1:  # intervals of several tasks on one line hide each other; a table has them
+        low = high = None
     return Spot(row["auroc"], low, high, hollow=True, shape=looks[row["shifted"]], colour="ink")

@@ -41,7 +41,7 @@ def letters(task: str, series: Sequence[Series]) -> Figure:
 
 
 def _panel(label: str, shares: Sequence[tuple[str, float, float]], top: float) -> Panel:
-    drawing = Drawing(212, 124)
+    drawing = Drawing(218, 124)
     plane = Plane(drawing, 36, 6, 204, 102, (0, len(shares)), (0, top))
     plane.y_axis([(v, percent_tick(v)) for v in ticks(0, top, 3)], "answers, %")
     drawing.boxes(

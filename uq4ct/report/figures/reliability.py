@@ -27,7 +27,7 @@ def reliability(task: str, series: Sequence[Series]) -> Figure:
 
 
 def _panel(series: Series) -> Panel:
-    drawing = Drawing(212, 264)
+    drawing = Drawing(218, 264)
     bins = series.bins
     plane = Plane(drawing, 36, 20, 204, 188, (0, 1), (0, 1))
     plane.y_axis(SHARES, "accuracy, %")

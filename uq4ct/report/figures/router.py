@@ -91,7 +91,7 @@ def last_load(log: Sequence[Json]) -> list[list[float]]:
 def _load(label: str, layers: Sequence[Sequence[float]]) -> Panel:
     height, gap = 30, 8
     top = max(0.3, *(share for layer in layers for share in layer))
-    drawing = Drawing(212, 14 + len(layers) * (height + gap) + 20)
+    drawing = Drawing(218, 14 + len(layers) * (height + gap) + 20)
     experts = max(map(len, layers))
     for number, layer in enumerate(layers):
         y = 8 + number * (height + gap)

@@ -47,7 +47,7 @@ def chart(labels: Sequence[str], tracks: Sequence[Track], key: Sequence[tuple[Sp
     for track in tracks:
         places.append(x)
         x += track.width + GAP + _texts_width(track)
-    drawing = Drawing(x - GAP + 8, top + ROW * len(labels) + FOOT)
+    drawing = Drawing(x - GAP + 16, top + ROW * len(labels) + FOOT)
     _key(drawing, key)
     for number, label in enumerate(labels):
         y = top + ROW * (number + 0.5)

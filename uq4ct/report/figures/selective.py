@@ -15,6 +15,7 @@ from uq4ct.report.tables import percent
 FIRST = 0.05  # the error rate of fewer answers is noise
 POINTS = 41
 BARS = 20
+SHARES = np.linspace(0.0, 1.0, BARS + 1)
 
 
 def risk_coverage(task: str, series: Sequence[Series]) -> Figure:
@@ -48,10 +49,11 @@ def _oracle(coverage: float, error: float) -> float:
 
 
 def _risk(series: Series, curves: dict, others: dict, top: float) -> Panel:
-    drawing = Drawing(212, 212)
+    drawing = Drawing(218, 212)
     plane = Plane(drawing, 36, 14, 204, 174, (0, 1), (0, top))
     plane.y_axis([(v, percent_tick(v)) for v in ticks(0, top, 4)], "error rate, %")
-    behind = [(a[::2], b[::2]) for label, (a, b) in others.items() if label != series.label]
+    step = max(2, len(others) // 4)  # faint lines need few points, and there are many of them
+    behind = [(a[::step], b[::step]) for label, (a, b) in others.items() if label != series.label]
     drawing.lines([plane.path(*curve) for curve in behind], colour="band", width=1)
     x, y = curves[series.label]
     mean = y.mean(axis=0)
@@ -82,23 +84,24 @@ def right_and_wrong(
     of: Callable[[Member], np.ndarray] = lambda member: member.answers.confidence,
 ) -> Figure:
     """Draw how a confidence is spread over right answers (upwards) and wrong ones (downwards), means over seeds."""
-    values = [np.concatenate([of(member) for member in one.members]) for one in series]
-    low, high = _limits(values) if kind == "feu" else (0.0, 1.0)
-    edges = np.linspace(low, high, BARS + 1)
-    shares = [_shares(one, edges, of) for one in series]
+    edges = [np.linspace(*_limits(one, of), BARS + 1) if kind == "feu" else SHARES for one in series]
+    shares = [_shares(one, each, of) for one, each in zip(series, edges, strict=True)]
     reach = max(float(part.max()) for pair in shares for part in pair) * 1.05
-    panels = tuple(_spread(one, edges, pair, reach, what, kind) for one, pair in zip(series, shares, strict=True))
+    drawn = list(zip(series, edges, shares, strict=True))
+    panels = tuple(_spread(one, each, pair, reach, what, kind) for one, each, pair in drawn)
     numbers = tuple(
         {"method": one.label, "task": task, "from": float(a), "to": float(b), "right": float(r), "wrong": float(w)}
-        for one, (right, wrong) in zip(series, shares, strict=True)
-        for a, b, r, w in zip(edges[:-1], edges[1:], right, wrong, strict=True)
+        for one, each, (right, wrong) in drawn
+        for a, b, r, w in zip(each[:-1], each[1:], right, wrong, strict=True)
         if r or w
     )
     return Figure(kind, task, f"{title}: {task}", panels, numbers)
 
 
-def _limits(values: Sequence[np.ndarray]) -> tuple[float, float]:
-    low, high = (float(end([end(part) for part in values])) for end in (np.min, np.max))
+def _limits(series: Series, of: Callable[[Member], np.ndarray]) -> tuple[float, float]:
+    """Return where a method's values lie: those of two routers may be far apart, and each narrow."""
+    values = np.concatenate([of(member) for member in series.members])
+    low, high = float(values.min()), float(values.max())
     margin = max((high - low) * 0.03, 0.002)
     return low - margin, high + margin
 
@@ -116,7 +119,7 @@ def _shares(series: Series, edges: np.ndarray, of: Callable[[Member], np.ndarray
 def _spread(
     series: Series, edges: np.ndarray, shares: tuple[np.ndarray, np.ndarray], reach: float, what: str, kind: str
 ) -> Panel:
-    drawing = Drawing(212, 182)
+    drawing = Drawing(218, 182)
     plane = Plane(drawing, 36, 14, 204, 144, (float(edges[0]), float(edges[-1])), (-reach, reach))
     marks = [v for v in ticks(0, reach, 2) if v]
     plane.y_axis([(s * v, percent_tick(v)) for v in marks for s in (1, -1)] + [(0, "0")], "answers, %")

@@ -112,10 +112,10 @@ def _choice(row: Json, label: str) -> str:
 
 def training(material: Material) -> Section | None:
     groups = []
-    for label in material.labels:
+    for label in (name for name in material.labels if not material.is_variant(name)):
         figure = training_figures.training(label, [run for run in material.runs if run.label == label])
         if figure is not None:
             groups.append(Group(label, (Drawn(figure),)))
     several = ", a line per seed" if material.has_seeds else ""
-    intro = f"What was logged over the steps of a training{several}."
+    intro = f"What was logged over the steps of a training{several}. A suffix, as +temperature, trains nothing."
     return Section("training", "Training", "Training", intro, tuple(groups)) if groups else None

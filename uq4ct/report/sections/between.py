@@ -8,7 +8,7 @@ import numpy as np
 
 from uq4ct.metrics.answers import Undefined
 from uq4ct.metrics.selective import auroc
-from uq4ct.report.blocks import Block, Drawn, Group, Section, Table, listed, number, said
+from uq4ct.report.blocks import Block, Cell, Drawn, Group, Section, Table, listed, number, said
 from uq4ct.report.figures import comparing
 from uq4ct.report.material import Json, Material, Series
 from uq4ct.report.scaling import scaled
@@ -83,7 +83,8 @@ def shift(material: Material) -> Section | str:
     labels = [label for label in material.labels if material.find(label, home)]
     found = _detection(material, home, shifted, labels)
     blocks: list[Block] = [Drawn(comparing.shift(home, shifted, labels, material.series, found))]
-    known = [row for row in material.rows("shift_detection") if row.get("method") in material.labels]
+    told = [row for row in material.rows("shift_detection") if row.get("method") in material.labels]
+    known = [row for row in told if row.get("auroc") is not None]
     if known:
         blocks.append(_detected(known))
     own = "" if known else ", computed for this page without an interval"
@@ -128,15 +129,21 @@ def _told_apart(home: Series, shifted: Series) -> float | None:
 
 
 def _detected(rows: Sequence[Json]) -> Table:
-    cells = tuple(
-        (
-            said(str(row.get("method"))),
-            said(str(row.get("shifted"))),
-            said(str(row.get("score"))),
-            number({**row, "intervals": {"auroc": row.get("interval")}}, "auroc", decimals),
-            number(row, "fpr95", percent),
-        )
-        for row in rows
-    )
-    header = ("method", "shifted task", "score", "AUROC", "FPR at 95 % recall, %")
-    return Table("How well each score tells a shifted question from one of the training task", header, cells)
+    """Print the AUROC of every score that a method has; FPR stands for the first score."""
+    known = [row for row in rows if row.get("auroc") is not None]
+    scores = list(dict.fromkeys(str(row.get("score")) for row in known))
+    by_pair: dict[tuple[str, str], dict[str, Json]] = {}
+    for row in known:
+        by_pair.setdefault((str(row["method"]), str(row["shifted"])), {})[str(row.get("score"))] = row
+    cells = []
+    for (method, task), found in by_pair.items():
+        aurocs = [_auroc(found[score]) if score in found else Cell("–") for score in scores]
+        cells.append((said(method), said(task), *aurocs, number(found.get(scores[0]) or {}, "fpr95", percent)))
+    header = ["method", "shifted task", *(f"AUROC of {name.replace('_', ' ')}" for name in scores)]
+    header.append(f"FPR at 95 % recall, %, of {scores[0].replace('_', ' ')}")
+    caption = "How well each score tells a shifted question from one of the training task"
+    return Table(caption, tuple(header), tuple(cells), hidden_caption=True, folded=True)
+
+
+def _auroc(row: Json) -> Cell:
+    return number({**row, "intervals": {"auroc": row.get("interval")}}, "auroc", decimals)

@@ -16,7 +16,7 @@ def feu(material: Material) -> Section | str:
         return "FEU and expert load: no method here has a router."
     groups = []
     for task in material.tasks:
-        having = [series for series in material.of_task(task) if series.has_feu]
+        having = [one for one in material.of_task(task) if one.has_feu and not material.is_variant(one.label)]
         if not having:
             continue
         figure = router.feu_of(task, having)
@@ -25,12 +25,12 @@ def feu(material: Material) -> Section | str:
         groups.append(Group(task, (Drawn(replace(figure, panels=panels)), *([Drawn(strata)] if strata else []))))
     if useful := [row for row in material.rows("feu_usefulness") if row.get("method") in material.labels]:
         groups.append(Group("Is FEU of use beside the confidence?", (_tests(useful),)))
-    if loads := router.load(material.runs):
+    if loads := router.load([run for run in material.runs if not material.is_variant(run.label)]):
         groups.append(Group("Expert load by layer", (Drawn(loads),)))
     intro = (
         "FEU (Eq. 9) is the routing mass of the chosen experts. Despite its name it is a confidence: large means "
         "certain. Right answers upwards, wrong ones downwards. It is of use where its AUROC is well above 0.5, and "
-        "new where it adds to the confidence."
+        "new where it adds to the confidence. A suffix, as +temperature, leaves FEU as it is."
     )
     return Section("feu", "FEU", "FEU: what the router knows", intro, tuple(groups))
 

@@ -13,6 +13,7 @@ from uq4ct.report.figures.comparing import is_established, signed
 from uq4ct.report.material import Json, Material, Series
 from uq4ct.report.tables import COLUMNS, Column, decimals, percent
 
+NAMED = 4  # more methods are counted
 CALIBRATED = "not distinguishable from calibrated"
 
 
@@ -80,7 +81,11 @@ def _lead(material: Material, home: str, ranked: Sequence[Series]) -> list[str]:
 def _overlap(ranked: Sequence[Series]) -> list[str]:
     ends = ranked[0].interval("nll")
     close = [s.label for s in ranked[1:] if ends and (other := s.interval("nll")) and other[0] <= ends[1]]
-    return [f"The intervals of {listed(close)} overlap with it: that is no ranking."] if close else []
+    if not close:
+        return []
+    if len(close) <= NAMED:
+        return [f"The {'interval' if len(close) == 1 else 'intervals'} of {listed(close)} overlap with it: no ranking."]
+    return [f"The intervals of {len(close)} of the {len(ranked) - 1} others overlap with it: no ranking."]
 
 
 def _trust(best: Series) -> str:
@@ -97,7 +102,8 @@ def _peers(ranked: Sequence[Series]) -> list[str]:
     fine = [series.label for series in ranked if standing(series).calibrated]
     if not fine:
         return [f"None of the {len(ranked)} methods is free of visible miscalibration here."]
-    return [f"By ECE, {len(fine)} of {len(ranked)} methods are {CALIBRATED} here: {listed(fine)}."]
+    names = f": {listed(fine)}" if len(fine) <= NAMED else ""
+    return [f"By ECE, {len(fine)} of {len(ranked)} methods are {CALIBRATED} here{names}."]
 
 
 def _elsewhere(material: Material, home: str, best: Series) -> list[str]:
@@ -105,7 +111,7 @@ def _elsewhere(material: Material, home: str, best: Series) -> list[str]:
     if not others:
         return []
     worst = max(others, key=lambda series: series.result["ece"])
-    return [f"Furthest off is {worst.task}: ECE {percent(worst.result['ece'])} %, {standing(worst).words}."]
+    return [f"Elsewhere its ECE is highest on {worst.task}: {percent(worst.result['ece'])} %, {standing(worst).words}."]
 
 
 def _difference(material: Material, label: str, task: str) -> Json | None:
@@ -150,8 +156,9 @@ def _glance(series: Series, scale: float, width: float) -> Cell:
 
 
 def _scale(series: Sequence[Series]) -> float:
-    highs = [(one.interval("ece") or (0.0, one.result["ece"]))[1] for one in series]
-    return max(0.01, *highs, *(one.result["ece_null"]["high"] for one in series)) * 1.03
+    """Return the end of a scale that shows every ECE and band; the interval of an ECE may go on beyond it."""
+    highs = [max(one.result["ece"], one.result["ece_null"]["high"]) for one in series]
+    return min(1.0, 1.3 * max(0.01, *highs))
 
 
 def strip(series: Series, scale: float, width: float) -> Markup:
