@@ -450,3 +450,47 @@ def test_ten_methods_on_six_tasks_over_five_seeds_stay_below_two_megabytes(tmp_p
     write_json(tmp_path / "cmp" / "results.json", {"cells": cells, "results": results})
     build_report([tmp_path / "cmp"], tmp_path / "report.html")
     assert 800_000 < (tmp_path / "report.html").stat().st_size < 2_000_000
+
+
+def test_another_split_is_another_task_and_keeps_what_the_comparison_says(compared: Path, tmp_path: Path) -> None:
+    """``compare --protocol paper`` evaluates validation: its folder is task.validation, its results say task and split."""
+    shutil.copytree(compared, tmp_path / "cmp")
+    for place in (tmp_path / "cmp" / "cells").glob("*/evaluations/tiny"):
+        metrics = json.loads((place / "metrics.json").read_text())
+        write_json(place / "metrics.json", metrics | {"split": "validation"})
+        write_manifest(place)
+        place.rename(place.with_name("tiny.validation"))
+    found = json.loads((tmp_path / "cmp" / "results.json").read_text())
+    for key in ("results", "differences", "verdicts", "feu_usefulness"):
+        found[key] = [row | ({"split": "validation"} if row["task"] == "tiny" else {}) for row in found[key]]
+    write_json(tmp_path / "cmp" / "results.json", found | {"in_distribution": "tiny.validation"})
+    material = read_sources([tmp_path / "cmp"])
+    assert material.fitted_on == "tiny.validation"
+    assert {row["task"] for row in material.rows("differences")} == {"tiny.validation", "tiny-far"}
+    assert {row["in_distribution"] for row in material.rows("shift_detection")} == {"tiny.validation"}
+    assert material.find("lora", "tiny.validation").result == found["results"][0]
+    assert [len(section.groups) for section in build(material)[0] if section.key == "differences"] == [2]
+
+
+ODD = {
+    "one row": [{"probabilities": {"A": 0.7, "B": 0.3}, "label": "A"}],
+    "all wrong": [{"probabilities": {"A": 0.7, "B": 0.3}, "label": "B"}] * 5,
+    "a right answer of probability 0": [{"probabilities": {"A": 1.0, "B": 0.0}, "label": label} for label in "AB"],
+    "one FEU": [{"probabilities": [0.7, 0.3], "label": k % 2, "feu": 0.25} for k in range(6)],
+    "26 choices": [{"probabilities": {chr(65 + k): 1 / 26 for k in range(26)}, "label": "Z"}] * 3,
+    "confidences alone": [{"confidence": 0.5 + 0.05 * k, "correct": k % 2 == 0} for k in range(9)],
+    "half a character": [
+        {"probabilities": {"A": 0.6, "B": 0.4}, "label": "B", "question": "\ud800 \u202e", "choices": ["\udfff", "b"]}
+    ]
+    * 2,
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_answers_have_a_page_too(name: str, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ODD[name]))
+    build_report([tmp_path / "p.jsonl"], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert Elements(page).open == []
+    assert not re.search(r"\b(nan|inf)\b", page, re.IGNORECASE)
+    assert ("Letter priors: the answers are confidences" in page) == (name == "confidences alone")

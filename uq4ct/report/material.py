@@ -174,8 +174,26 @@ class Material:
         return next((s for s in self.series if s.label == label and s.task == task), None)
 
     def rows(self, key: str) -> list[Json]:
-        """Return what the comparison says under a key, for the methods and tasks that are shown."""
-        return [] if self.comparison is None else self.comparison.rows(key)
+        """Return what the comparison says under a key, with tasks named as here: another split is another task."""
+        if self.comparison is None:
+            return []
+        return [self._named_as_here(row) for row in self.comparison.rows(key)]
+
+    def _named_as_here(self, row: Json) -> Json:
+        names = {
+            key: self._names.get((row.get(key), row.get("split"))) for key in ("task", "in_distribution", "shifted")
+        }
+        return {**row, **{key: name for key, name in names.items() if name is not None}}
+
+    @cached_property
+    def _names(self) -> dict[tuple[Any, Any], str]:
+        """The name here of a task and split as results call them; without a split, of the first that has the task."""
+        names: dict[tuple[Any, Any], str] = {}
+        for series in self.series:
+            facts = series.members[0].metrics
+            for split in (facts.get("split"), None):
+                names.setdefault((facts.get("task"), split), series.task)
+        return names
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from uq4ct.report.tables import decimals, percent
 
 
 def truth(material: Material) -> Section | None:
+    """Show the distance to known probabilities, and each kind of question."""
     groups = []
     for task in material.tasks:
         series = material.of_task(task)
@@ -47,6 +48,7 @@ def _strata(series: Series) -> Iterator[tuple[Cell, ...]]:
 
 
 def abstaining(material: Material) -> Section | None:
+    """Show what abstain rules let through."""
     groups = []
     for task in material.tasks:
         rows = tuple(row for one in material.of_task(task) for row in _answered(one))
@@ -78,6 +80,7 @@ def _answered(series: Series) -> Iterator[tuple[Cell, ...]]:
 
 
 def mistakes(material: Material) -> Section | None:
+    """Show the wrong answers that were given with the highest confidence."""
     groups = []
     for task in material.tasks:
         blocks = [
@@ -111,6 +114,7 @@ def _choice(row: Json, label: str) -> str:
 
 
 def training(material: Material) -> Section | None:
+    """Show what trainings logged."""
     groups = []
     for label in (name for name in material.labels if not material.is_variant(name)):
         figure = training_figures.training(label, [run for run in material.runs if run.label == label])

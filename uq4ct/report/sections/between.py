@@ -16,6 +16,7 @@ from uq4ct.report.tables import decimals, percent
 
 
 def differences(material: Material) -> Section | str:
+    """Show each method minus its baseline, with what that amounts to."""
     rows = [row for row in material.rows("differences") if row.get("difference") is not None]
     if not rows:
         one = len(material.labels) < 2
@@ -34,7 +35,9 @@ def differences(material: Material) -> Section | str:
             said_of = _verdicts(task, material)
             groups.append(Group(task, (Drawn(figure), *([said_of] if said_of else []))))
     others = dict.fromkeys(str(row["baseline"]) for row in rows if row.get("baseline") not in (None, baseline))
-    suffix = f" A method with a suffix is compared with {listed(list(others))}." if others else ""
+    suffix = (
+        f" A method with a suffix is compared with the baseline under it, {listed(list(others))}." if others else ""
+    )
     intro = (
         f"Paired: the same seeds and questions, minus {baseline}.{suffix} Filled marks are differences whose interval "
         "leaves out 0 and whose p is at most 0.05 after Holm's correction over tasks; hollow ones may be nothing."
@@ -61,6 +64,7 @@ def _verdicts(task: str, material: Material) -> Table | None:
 
 
 def scaling(material: Material) -> Section | str:
+    """Show what one temperature does to NLL and ECE."""
     entries = scaled(material)
     if not entries:
         return "Temperature scaling: no method with the suffix +temperature, and no run that keeps a calibration split."
@@ -76,6 +80,7 @@ def scaling(material: Material) -> Section | str:
 
 
 def shift(material: Material) -> Section | str:
+    """Show what a shift costs, and whether it is noticed."""
     home = material.fitted_on
     shifted = [task for task in material.tasks if task != home]
     if not home or not shifted:

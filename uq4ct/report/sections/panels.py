@@ -19,6 +19,8 @@ from uq4ct.report.tables import decimals, percent
 
 
 def reliability(material: Material) -> Section:
+    """Show accuracy over confidence by bin."""
+
     def of(task: str, series: Sequence[Series]) -> Figure:
         figure = reliability_figures.reliability(task, series)
         captions = [f"ECE {percent(one.result['ece'])} %, {standing(one).words}" for one in series]
@@ -36,6 +38,8 @@ def reliability(material: Material) -> Section:
 
 
 def risk(material: Material) -> Section:
+    """Show the error rate of the surest answers."""
+
     def of(task: str, series: Sequence[Series]) -> Figure:
         figure = selective.risk_coverage(task, series)
         captions = [_ranked(one) for one in series]
@@ -64,6 +68,8 @@ def _ranked(series: Series) -> str:
 
 
 def confidence(material: Material) -> Section:
+    """Show confidence by right and wrong answers."""
+
     def of(task: str, series: Sequence[Series]) -> Figure:
         figure = selective.right_and_wrong(task, series)
         panels = tuple(replace(p, caption=_means(one)) for p, one in zip(figure.panels, series, strict=True))
@@ -88,16 +94,24 @@ def _means(series: Series) -> str:
 
 
 def letters(material: Material) -> Section | str:
-    def of(task: str, series: Sequence[Series]) -> Figure:
-        figure = letter_figures.letters(task, series)
-        panels = tuple(replace(p, caption=_letter_words(one)) for p, one in zip(figure.panels, series, strict=True))
+    """Show which letters are chosen and which are right."""
+
+    def of(task: str, series: Sequence[Series]) -> Figure | None:
+        known = [one for one in series if letter_figures.letter_shares(one)]
+        if not known:
+            return None
+        figure = letter_figures.letters(task, known)
+        panels = tuple(replace(p, caption=_letter_words(one)) for p, one in zip(figure.panels, known, strict=True))
         return replace(figure, panels=panels)
 
+    groups = _by_task(material, of)
+    if not groups:
+        return "Letter priors: the answers are confidences without the choices."
     intro = (
         "Bars: letters that the method chose; lines: letters of the right answers. A letter that is chosen much more "
         "often than it is right is a prior of the model, not knowledge."
     )
-    return Section("letters", "Letters", "Letter priors", intro, _by_task(material, of))
+    return Section("letters", "Letters", "Letter priors", intro, groups)
 
 
 def _letter_words(series: Series) -> str:

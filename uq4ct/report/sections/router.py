@@ -12,6 +12,7 @@ from uq4ct.report.tables import decimals
 
 
 def feu(material: Material) -> Section | str:
+    """Show FEU by right and wrong and by kind of question, its tests, and the load of the experts."""
     if not any(series.has_feu for series in material.series):
         return "FEU and expert load: no method here has a router."
     groups = []
