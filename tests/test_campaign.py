@@ -21,6 +21,7 @@ from uq4ct.campaign.job import training_of
 from uq4ct.config import Layer
 from uq4ct.data import NoData
 from uq4ct.errors import UserError
+from uq4ct.manifest import write_manifest
 
 QUICK = Layer.of({"train": {"max_steps": 2, "per_device_train_batch_size": 4}, "eval": {"resamples": 100}}, "test")
 
@@ -405,6 +406,34 @@ def test_a_cell_that_another_comparison_works_on_is_waited_for(questions, tmp_pa
     assert release.is_set()
     assert outcome.status == "complete"
     assert sum("started" in line for line in said) == 1
+
+
+def test_a_finished_cell_is_whole_only_with_every_byte_but_the_weights_which_are_known_by_size(questions, tmp_path):
+    (cell,) = plan(questions, tmp_path, "zero_shot", [1]).cells
+    cell.folder.mkdir(parents=True)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (cell.folder / name).write_text("abc")
+    write_manifest(cell.folder, ["adapter_config.json", "adapter_model.safetensors"])
+    (cell.folder / "cell.json").write_text(json.dumps({"digest": cell.digest, "seconds": 1.0, "evaluations": []}))
+    assert campaign.state(cell).status == "complete"
+    (cell.folder / "adapter_model.safetensors").write_text("abd")
+    assert campaign.state(cell).status == "complete"
+    (cell.folder / "adapter_config.json").write_text("abd")
+    assert campaign.state(cell).status != "complete"
+
+
+@pytest.mark.slow
+def test_a_method_added_to_a_finished_comparison_leaves_the_finished_runs_whole(questions, tmp_path, monkeypatch):
+    from uq4ct.runs import Run
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for number, methods in enumerate(["lora", "lora,checkpoint_ensemble[spacing=0.4]", "lora,early_stopping"]):
+        monkeypatch.setenv("PYTHONHASHSEED", str(number))  # sets have another order in another process
+        made = plan(questions, tmp_path, methods, [1])
+        outcomes = campaign.run_cells(made.cells, tmp_path)
+        assert [outcome.status for outcome in outcomes] == ["complete"] * len(made.cells)
+    for folder in tmp_path.glob("cells/*/"):
+        Run.open(folder)
 
 
 # ---- what goes wrong

@@ -222,7 +222,7 @@ def _train(
     import peft
     import transformers
 
-    from uq4ct.snapshots import Snapshots, discard_beyond_missing
+    from uq4ct.snapshots import Snapshots, discard_beyond_missing, save_adapter
     from uq4ct.training import CalibratedTrainer
 
     started = time.monotonic()
@@ -249,15 +249,6 @@ def _train(
         done = {"key": key, "seconds": round(time.monotonic() - started, 3)}
         write_json(bench.folder / "training.json", {**done, "sha256": _digest(bench.folder)})
     return model
-
-
-def save_adapter(model: Any, folder: Path) -> None:
-    """Save an adapter in PEFT's format, without PEFT's card template: it says nothing about this run.
-
-    Where the head is adapted, PEFT would add a copy of the base's head, which never changes.
-    """
-    model.save_pretrained(folder, save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)
 
 
 def _is_trained(place: Path, key: str, snapshots: Sequence[float]) -> bool:
