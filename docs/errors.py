@@ -271,6 +271,12 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("Modules that the model does not have", f"{_TRAIN} --set method.target_modules=[q_prj]"),
         Case("Chat prompts for a model without a chat template", f"{_TRAIN} --set prompt.pack=chat"),
         Case("Every question kept for calibration", f"{_TRAIN} --set data.calibration_fraction=1"),
+        Case("Calibration by FEU of a method without a router", f"{_TRAIN} --method lora+feu"),
+        Case("Vector scaling on four questions", f"{_TRAIN} --method uq4ct+vector"),
+        Case(
+            "A prior chosen on a calibration split that is not kept",
+            f"{_TRAIN} --method laplace --preset paper --set method.prior=grid",
+        ),
         Case("Optimizer that transformers does not know", f"{_TRAIN} --set train.optim=foo"),
         Case("Evaluation while training", f"{_TRAIN} --set train.eval_strategy=steps"),
         Case("Evaluation without data", "evaluate run"),

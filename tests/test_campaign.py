@@ -178,7 +178,7 @@ def test_a_training_is_kept_at_the_points_that_methods_sharing_it_need(questions
         (["--protocol", "paperr"], "--protocol: 'paperr' is not one of sound, paper. Did you mean 'paper'?"),
         (
             ["--protocol", "paper", "--methods", "lora+temperature"],
-            "'lora+temperature' needs a calibration split, but none is kept",
+            "'lora+temperature': needs a calibration split, but none is kept",
         ),
         (["--baseline", "zero_shoot"], "--baseline: 'zero_shoot' is not one of the methods. Did you mean 'zero_shot'?"),
         (["--engine", "slurm"], "--engine: 'slurm' is not one of local, ray"),
@@ -193,6 +193,18 @@ def test_a_mistake_is_found_before_anything_runs(flags, message, questions, tmp_
     assert message in printed.err
     assert printed.out == ""
     assert not output.exists()
+
+
+def test_what_no_calibration_split_can_serve_is_found_before_anything_runs_all_at_once(questions, tmp_path):
+    methods = "lora+feu,lora[rank=3]+vector,laplace[prior=grid;data.calibration_fraction=0],early_stopping+temperature"
+    with pytest.raises(UserError) as caught:
+        plan(questions, tmp_path, methods, [1, 2])
+    feu, vector, grid = caught.value.problems
+    assert feu.startswith("--methods: 'lora+feu': calibration by FEU needs a method with a router")
+    assert "'lora[rank=3]+vector': vector scaling needs at least 200 calibration questions" in vector
+    assert vector.endswith("got 4; keep more for calibration, or use temperature")
+    assert "data.calibration_fraction=0]': needs a calibration split, but none is kept" in grid
+    assert len(plan(questions, tmp_path, "uq4ct+feu,laplace[prior=grid],laplace", [1]).cells) == 3
 
 
 def test_a_foreign_folder_is_never_written_to(questions, tmp_path, capsys):

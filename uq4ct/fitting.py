@@ -52,11 +52,8 @@ def prepare(config: Config) -> Prepared:
     questions = data.load(config.data.source, root=config.data.root, config=config.data, training=True)
     fit, calibration = data.calibration_split(questions, config=config.data, seed=config.output.seed)
     questions = replace(questions, questions=fit)
-    if config.method.posthoc and not calibration:
-        raise UserError(
-            f"method {config.method.label}: '{config.method.posthoc}' is fitted on the calibration split and there is "
-            "none; set data.calibration_fraction, for example 0.1 (preset paper has none)"
-        )
+    if problems := config.method.without_calibration(len(calibration)):
+        raise UserError([f"method {config.method.label}: {problem}" for problem in problems])
     backbone = backbones.load(config.model)
     encoder = Encoder(backbone.tokenizer, config.prompt, context_length=backbone.context_length)
     config.method.check(backbone.model)

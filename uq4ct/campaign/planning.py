@@ -16,6 +16,7 @@ from uq4ct.campaign.specs import MethodSpec
 from uq4ct.config import Config, Layer, resolve
 from uq4ct.data import DataConfig, NoData, QuestionSet
 from uq4ct.errors import UserError
+from uq4ct.types import Question
 
 if TYPE_CHECKING:
     from uq4ct.backbone import Outline
@@ -75,12 +76,6 @@ def plan(
         with problems.caught():
             config = resolve([*layers, spec.layer, Layer.of({"data": {"source": source}}, "--data")])
             configs[spec.label] = _anywhere(config)
-    for label, config in configs.items():
-        if (config.method.posthoc or config.method.needs_calibration) and not config.data.calibration_fraction:
-            problems.add(
-                f"--methods: '{label}' needs a calibration split, but none is kept (data.calibration_fraction is 0, as "
-                f"in the paper's protocol); leave '{label}' out, or use --protocol sound"
-            )
     if problems.found and not configs:
         problems.end()
     desk = _Desk()
@@ -89,9 +84,14 @@ def plan(
     with problems.caught():
         training = desk.questions(anyone.data.source, None, anyone, True)
     sets, absent = _evaluation_sets(evaluate, anyone, desk, problems)
-    for config in configs.values():
+    for label, config in configs.items():
         with problems.caught():
             config.method.check(desk.outline(config).model)
+        with problems.caught():
+            if training is not None:
+                kept = min(len(desk.split(config, training, seed)[1]) for seed in seeds)
+                reasons = config.method.without_calibration(kept)
+                problems.add(*(f"--methods: '{label}': {reason}" for reason in reasons))
     problems.end()
     assert training is not None
     cells: list[Cell] = []
@@ -160,11 +160,21 @@ class _Desk:
         self._outlines: dict[str, Outline] = {}
         self._lengths: dict[tuple[str, str, str | None, bool], list[int]] = {}
         self._trainable: dict[tuple[str, str], int] = {}
+        self._splits: dict[tuple[str, float, int], tuple[tuple[Question, ...], tuple[Question, ...]]] = {}
 
     def questions(self, source: str, split: str | None, config: Config, training: bool) -> QuestionSet:
         """Read the questions of a source as a configuration says."""
         reading = DataConfig.model_validate(config.data.model_dump(include=set(DataConfig.model_fields)))
         return data.load(source, split=split, root=config.data.root, config=reading, training=training)
+
+    def split(
+        self, config: Config, training: QuestionSet, seed: int
+    ) -> tuple[tuple[Question, ...], tuple[Question, ...]]:
+        """Return the questions to fit on and those kept for calibration."""
+        key = (training.sha256, config.data.calibration_fraction, seed)
+        if key not in self._splits:
+            self._splits[key] = data.calibration_split(training, config=config.data, seed=seed)
+        return self._splits[key]
 
     def outline(self, config: Config) -> Outline:
         """Return the base model without weights."""
@@ -225,7 +235,7 @@ def _evaluation_sets(
 
 def _size(cell: Cell, training: QuestionSet, sets: Sequence[QuestionSet], desk: _Desk) -> Size:
     config = cell.config
-    fit, calibration = data.calibration_split(training, config=config.data, seed=cell.seed)
+    fit, calibration = desk.split(config, training, cell.seed)
     lengths = desk.lengths(config, training, True)
     mean = sum(lengths) / len(lengths)
     trainable = desk.trainable(config)

@@ -34,7 +34,7 @@ def parse_methods(text: str, *, calibration: bool = True) -> list[MethodSpec]:
     {'method': {'top_k': 3, 'rank': 8, 'name': 'uq4ct'}}
     """
     parts = [part.strip() for part in _split(text, ",")]
-    every = [name for name in methods.names() if calibration or not methods.find(name).needs_calibration]
+    every = [name for name in methods.names() if calibration or not methods.find(name)().needs_calibration]
     parts = [name for part in parts for name in (every if part == ALL else [part])]
     problems: list[str] = []
     specs: list[MethodSpec] = []

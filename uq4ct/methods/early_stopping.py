@@ -21,9 +21,13 @@ class EarlyStopping(LoraMethod):
 
     name: ClassVar[str] = "early_stopping"
     summary: ClassVar[str] = "LoRA at its best validation NLL, of ten points of the run"
-    needs_calibration: ClassVar[bool] = True
 
     candidates: int = Field(10, ge=2)
+
+    @property
+    def needs_calibration(self) -> bool:
+        """The calibration questions choose."""
+        return True
 
     @property
     def snapshots(self) -> tuple[float, ...]:

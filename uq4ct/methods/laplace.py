@@ -59,6 +59,11 @@ class Laplace(LoraMethod):
     link: Literal["mc", "probit", "bridge"] = "mc"
     draws: int = Field(128, ge=1, le=2**16)
 
+    @property
+    def needs_calibration(self) -> bool:
+        """With ``prior="grid"`` the calibration questions choose the prior."""
+        return self.prior == "grid"
+
     def notes(self, model: Any) -> list[str]:
         """Say how much memory the factors take, besides the choice of the rank."""
         from uq4ct.adapters.placement import lora_linears
