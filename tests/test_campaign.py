@@ -101,6 +101,24 @@ def test_every_mistake_in_the_methods_comes_at_once():
     assert len(caught.value.problems) == 7
 
 
+def test_an_option_that_all_methods_have_in_common_is_refused_for_one_and_its_flag_named():
+    options = "eval.bins=5;data.source=tiny;data.root=x;output.seed=5;output.folder=x;data.choices=[a,b];name=mixlora"
+    with pytest.raises(UserError) as caught:
+        campaign.parse_methods(f"lora[{options};posthoc=vector]")
+    same = "is the same for all methods of a comparison; use"
+    assert [problem.partition("vector]': ")[2] for problem in caught.value.problems] == [
+        f"'eval.bins' {same} --set eval.bins=5",
+        f"'data.source' {same} --data",
+        f"'data.root' {same} --data-root",
+        f"'output.seed' {same} --seeds",
+        f"'output.folder' {same} --output",
+        f"'data.choices' {same} --set data.choices=[a,b]",
+        "a method has one name, 'lora'; name the other one by itself",
+        "a post-hoc calibration is written behind the method: lora+vector",
+    ]
+    campaign.parse_methods("lora[model.dtype=float32;prompt.pack=moe_peft;data.calibration_fraction=0.2]")
+
+
 # ---- planning
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from uq4ct.errors import UserError, did_you_mean
 from uq4ct.manifest import sha256, write_atomically, write_json
@@ -58,6 +58,13 @@ class TrainConfig(BaseModel):
     logging_steps: int = Field(10, ge=1)
     save_steps: int = Field(100, ge=1)
     save_total_limit: int | None = Field(2, ge=1)
+
+    @field_validator("max_steps")
+    @classmethod
+    def _some_or_all_steps(cls, steps: int) -> int:
+        if steps != -1 and steps < 1:
+            raise ValueError(f"expected 1 or more steps, or -1 for as many as num_train_epochs take, got {steps}")
+        return steps
 
     @model_validator(mode="after")
     def _known_to_transformers(self) -> TrainConfig:
