@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from uq4ct import campaign, cli, comparing, protocols
+from uq4ct import campaign, cli, comparing, concluding, protocols
 from uq4ct.campaign.cells import Cell, alone
 from uq4ct.campaign.job import training_of
 from uq4ct.config import Layer
@@ -267,6 +267,18 @@ def test_a_dry_run_prints_the_cells_and_writes_nothing(questions, tmp_path, caps
     assert cli.invoke(asked) == 0
     assert "4 of 4 cells to run" in capsys.readouterr().out
     assert not output.exists()
+
+
+def test_the_results_state_the_preset_and_the_calibration_share_that_were_used(questions, tmp_path):
+    held = protocols.protocol("paper")
+    made = plan(questions, tmp_path, "zero_shot,lora[data.calibration_fraction=0.25]", [1])
+    outcomes = [campaign.state(cell) for cell in made.cells]
+    found = concluding.write_results(made, outcomes, held, tmp_path, preset="bayesian-lora")
+    kept = "10 % or 25 % of train kept for calibration, by method"
+    assert found["protocol"]["preset"] == "bayesian-lora"
+    assert f"Protocol paper: validation where the paper evaluates on it, {kept}, preset bayesian-lora. That" in found["notes"][0]
+    found = concluding.write_results(made, outcomes, held, tmp_path, preset="paper")
+    assert found["protocol"]["preset"] == "paper"
 
 
 def planned(questions: Path, output: Path, flags: list[str], capsys) -> list[dict]:

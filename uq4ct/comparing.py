@@ -160,12 +160,16 @@ def run(
     workers: int | None,
     gpus_per_cell: float | None,
     baseline: str | None = None,
+    preset: str | None = None,
     say: Say = to_stderr,
 ) -> tuple[list[Outcome], Json]:
-    """Run what has no result yet; return what became of every cell, and what was written to results.json."""
+    """Run what has no result yet; return what became of every cell, and what was written to results.json.
+
+    ``preset`` is the one that the plan's layers begin with, None for the protocol's own.
+    """
     for note in (*made.notes, *made.absent.values()):
         say(f"note: {note}")
     outcomes = campaign.run_cells(
         made.cells, output, engine=engine, workers=workers, gpus_per_cell=gpus_per_cell, say=say
     )
-    return outcomes, write_results(made, outcomes, held, output, baseline)
+    return outcomes, write_results(made, outcomes, held, output, baseline, preset=preset or held.preset)
