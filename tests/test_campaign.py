@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from uq4ct.data import NoData
 from uq4ct.errors import UserError
 from uq4ct.manifest import write_manifest
 
+ESTIMATE = importlib.import_module("uq4ct.campaign.estimate")  # the package's function of that name hides it
 QUICK = Layer.of({"train": {"max_steps": 2, "per_device_train_batch_size": 4}, "eval": {"resamples": 100}}, "test")
 
 
@@ -316,12 +318,28 @@ def test_without_a_calibration_split_nothing_is_scaled(questions, tmp_path, caps
     ]
 
 
-def test_a_scaled_row_is_estimated_to_cost_no_second_training_and_no_second_answers(questions, tmp_path):
+def test_a_scaled_row_is_estimated_to_cost_no_second_training_and_no_second_answers(questions, tmp_path, monkeypatch):
+    monkeypatch.setattr(ESTIMATE, "flops_per_second", lambda hidden: 1e9)
     made = plan(questions, tmp_path, "mc_dropout[samples=50],mc_dropout[samples=50]+temperature", [1])
     raw, scaled = campaign.estimate(made, [campaign.state(cell) for cell in made.cells]).values()
     size = next(iter(made.sizes.values()))
     assert 0 < size.calibration < size.answers
     assert scaled.seconds < raw.seconds / 2
+
+
+def test_what_a_method_computes_besides_passes_is_in_its_estimate(questions, tmp_path, monkeypatch):
+    monkeypatch.setattr(ESTIMATE, "flops_per_second", lambda hidden: 1e9)
+    made = plan(questions, tmp_path, "lora,laplace[curvature_questions=10],early_stopping", [1])
+    lora, laplace, early = (found.seconds for found in campaign.estimate(made, [campaign.state(c) for c in made.cells]).values())
+    size = next(iter(made.sizes.values()))
+    assert (size.questions, size.calibration, size.answers, size.choices) == (36, 4, 24, pytest.approx(3.5, abs=0.1))
+    token = 2 * (size.parameters + size.trainable) / 1e9
+    answers = size.answer_tokens * token + 0.001 * 24
+    question = size.question_tokens * token + 0.001
+    backward = 1 + 2 * size.choices
+    assert laplace == pytest.approx(3 + backward * (answers + 10 * question), abs=0.06)  # the training is lora's
+    assert early == pytest.approx(3 + answers + 10 * 4 * question, abs=0.06)
+    assert lora > 3 + answers
 
 
 def test_members_of_an_ensemble_share_no_seed_with_any_other_run():

@@ -11,6 +11,7 @@ import dataclasses
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
@@ -58,6 +59,24 @@ class TrainConfig(BaseModel):
     logging_steps: int = Field(10, ge=1)
     save_steps: int = Field(100, ge=1)
     save_total_limit: int | None = Field(2, ge=1)
+
+    def substance(self) -> dict[str, Any]:
+        """Return as plain values the options that the trained weights depend on.
+
+        >>> TrainConfig(save_steps=5).substance() == TrainConfig(logging_steps=1).substance()
+        True
+        """
+        return {name: value for name, value in self.model_dump(mode="json").items() if name not in BOOKKEEPING}
+
+    def steps(self, examples: int) -> int:
+        """Return the number of optimizer steps of one process on so many examples.
+
+        >>> TrainConfig(per_device_train_batch_size=4, num_train_epochs=2).steps(10), TrainConfig(max_steps=7).steps(10)
+        (6, 7)
+        """
+        batch = self.per_device_train_batch_size * self.gradient_accumulation_steps
+        every = math.ceil(math.ceil(examples / batch) * self.num_train_epochs)
+        return self.max_steps if self.max_steps > 0 else every
 
     @field_validator("max_steps")
     @classmethod

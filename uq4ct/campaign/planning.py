@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,9 +28,12 @@ class Size(NamedTuple):
     """What a cell has to compute, for an estimate of its time and disk."""
 
     steps: int
+    questions: int  # to fit on
+    question_tokens: float  # of one of them, on average
     training_tokens: float  # in all steps
     answer_tokens: float  # of the questions to answer, once each
     answers: int
+    choices: float  # of a question to answer, on average
     calibration: int  # of these, the ones that are kept from training, which every fit answers for itself
     parameters: int  # of the base model
     trainable: int  # numbers in one adapter
@@ -240,16 +242,18 @@ def _size(cell: Cell, training: QuestionSet, sets: Sequence[QuestionSet], desk: 
     mean = sum(lengths) / len(lengths)
     trainable = desk.trainable(config)
     batch = config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps
-    steps = math.ceil(math.ceil(len(fit) / batch) * config.train.num_train_epochs)
-    steps = config.train.max_steps if config.train.max_steps > 0 else steps
-    steps = steps if trainable else 0
+    steps = config.train.steps(len(fit)) if trainable else 0
     asked = [length for part in sets for length in desk.lengths(config, part, False)]
+    answered = [*calibration, *(question for part in sets for question in part.questions)]
     base = desk.outline(config)
     return Size(
         steps=steps,
+        questions=len(fit),
+        question_tokens=mean,
         training_tokens=steps * batch * mean,
         answer_tokens=sum(asked) + len(calibration) * mean,
-        answers=len(asked) + len(calibration),
+        answers=len(answered),
+        choices=sum(len(question.choices) for question in answered) / len(answered),
         calibration=len(calibration),
         parameters=base.parameters,
         trainable=trainable,

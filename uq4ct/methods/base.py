@@ -53,6 +53,17 @@ class Method(BaseModel):
         """Forward passes per answer."""
         return 1
 
+    def answer_cost(self, choices: float) -> float:
+        """Return about what an answer costs, in forward passes, where a question has so many choices."""
+        return float(self.passes)
+
+    def fit_cost(self, questions: int, calibration: int, choices: float) -> float:
+        """Return about what the fit costs besides training, in forward passes of one question each.
+
+        There are so many ``questions`` to fit on and ``calibration`` questions, and a question has so many choices.
+        """
+        return 0.0
+
     @property
     def snapshots(self) -> tuple[float, ...]:
         """Fractions of the training, below 1, at which this method needs the adapter too."""

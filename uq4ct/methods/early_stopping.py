@@ -34,6 +34,10 @@ class EarlyStopping(LoraMethod):
         """All candidates but the last, which is the end of the run."""
         return tuple(round(number / self.candidates, 4) for number in range(1, self.candidates))
 
+    def fit_cost(self, questions: int, calibration: int, choices: float) -> float:
+        """Each candidate answers the calibration questions."""
+        return float(self.candidates * calibration)
+
     def fit(self, bench: Bench) -> Any:
         """Train once, score the calibration questions at each candidate and keep the best.
 
