@@ -325,6 +325,7 @@ def compare(
         layers=layers,
         baseline=baseline,
         temperature=not no_temperature,
+        engine=engine,
     )
     if dry_run:
         outcomes = [campaign.state(cell) for cell in made.cells]

@@ -124,7 +124,8 @@ def _anywhere(config: Config) -> Config:
 
 
 def _place(source: str) -> str:
-    return str(Path(source).resolve()) if source not in tasks.names() and Path(source).exists() else source
+    here = source.strip() and source not in tasks.names() and Path(source).exists()  # Path("") is this very folder
+    return str(Path(source).resolve()) if here else source
 
 
 class Problems:
