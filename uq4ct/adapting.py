@@ -196,13 +196,12 @@ def training_key(bench: Bench, adapter_config: Any, objective: Objective, varian
     """Return a SHA-256 over everything that the trained weights depend on."""
     from uq4ct.batches import fingerprint
 
-    train = {name: value for name, value in bench.train.model_dump(mode="json").items() if name not in BOOKKEEPING}
     facts = {
         "base": bench.base,
         "data": fingerprint(bench.examples),
         "adapter": adapter_config.to_dict(),
         "objective": dataclasses.asdict(objective),
-        "train": train,
+        "train": bench.train.substance(),
         "seed": bench.seed,
         "variant": dict(variant),
     }

@@ -81,6 +81,7 @@ def placed(cell: Cell, output: Path, base: str, digests: Sequence[str]) -> Cell:
     """
     facts = cell.config.dump()
     del facts["output"], facts["model"]["device"]
+    facts["train"] = cell.config.train.substance()
     content = {
         "code": code_digest(cell.config.method.label),
         "base": base,
