@@ -140,6 +140,24 @@ def test_a_cell_is_known_by_everything_that_its_numbers_depend_on_and_by_nothing
     assert len(set.union(first, *others)) == 6
 
 
+def test_options_that_no_number_depends_on_leave_a_finished_cell_finished(questions, tmp_path):
+    def only(methods: str) -> Cell:
+        return plan(questions, tmp_path, methods, [1]).cells[0]
+
+    kept = only("lora[train.save_steps=6;train.logging_steps=1;train.save_total_limit=3]")
+    assert kept.digest == only("lora").digest
+    assert training_of(kept) == training_of(only("lora"))
+    assert only("lora[train.warmup_steps=3]").digest != kept.digest
+
+
+def test_a_run_too_short_for_the_members_of_a_checkpoint_ensemble_is_remarked(questions, tmp_path):
+    (note,) = plan(questions, tmp_path, "lora,checkpoint_ensemble", [1, 2]).notes  # two steps
+    assert note.startswith("checkpoint_ensemble: only 1 of the 3 members differ: a training of 2 steps has no more")
+    assert plan(questions, tmp_path, "checkpoint_ensemble[spacing=0.3;train.max_steps=10]", [1]).notes == ()
+    (note,) = plan(questions, tmp_path, "checkpoint_ensemble[train.max_steps=5]", [1]).notes
+    assert "only 2 of the 3 members differ" in note
+
+
 def test_a_cell_survives_the_way_to_another_process(questions, tmp_path):
     for cell in plan(questions, tmp_path, "uq4ct[rank=2],lora").cells:
         assert Cell.from_json(cell.to_json()) == cell
@@ -611,6 +629,7 @@ def test_a_signal_saves_a_checkpoint_and_the_same_command_continues(number, code
     again = start(asked)
     _, err = again.communicate()
     assert again.returncode == 0, err
+    assert "continuing after step" in "".join(path.read_text() for path in output.glob("logs/*.log"))
     assert adapters(output) == adapters(undisturbed[0])
 
 

@@ -60,7 +60,8 @@ def prepare(config: Config) -> Prepared:
     check_training_options(config.train, use_cpu=backbone.model.device.type == "cpu")
     examples, notes = encoder.encode_training(questions.questions)
     asked = encoder.encode_all(calibration)
-    notes = (*questions.notes, *notes, *config.method.notes(backbone.model))
+    after = config.method.notes_on_steps(config.train.steps(len(examples)))
+    notes = (*questions.notes, *notes, *config.method.notes(backbone.model), *after)
     return Prepared(questions, calibration, examples, asked, backbone, encoder, notes)
 
 

@@ -109,7 +109,10 @@ def plan(
             cells.append(cell)
     _refuse_twins(cells, problems)
     problems.end()
-    return Plan(tuple(cells), absent, sizes, tuple(_overlaps(training, sets.values())))
+    remarks = dict.fromkeys(
+        f"{cell.method}: {note}" for cell in cells for note in cell.config.method.notes_on_steps(sizes[cell.name].steps)
+    )
+    return Plan(tuple(cells), absent, sizes, (*_overlaps(training, sets.values()), *remarks))
 
 
 def _anywhere(config: Config) -> Config:

@@ -106,6 +106,10 @@ class Method(BaseModel):
         """Return what a user should know before this method is fitted to a base model."""
         return []
 
+    def notes_on_steps(self, steps: int) -> list[str]:
+        """Return what a user should know about this method after a training of so many steps."""
+        return []
+
     def fit(self, bench: Bench) -> Any:
         """Fit on the bench and return the model ready to predict."""
         return train_adapter(bench, self.adapter_config(bench.model), self.objective()).model
