@@ -22,6 +22,7 @@ from uq4ct.campaign.job import training_of
 from uq4ct.config import Layer
 from uq4ct.data import NoData
 from uq4ct.errors import UserError
+from uq4ct.interruption import StopSignal
 from uq4ct.manifest import write_manifest
 
 ESTIMATE = importlib.import_module("uq4ct.campaign.estimate")  # the package's function of that name hides it
@@ -528,6 +529,13 @@ def test_ray_is_an_extra_that_is_named_where_it_is_missing(questions, tmp_path, 
     with pytest.raises(UserError, match=r"Ray is not installed; pip install 'uq4ct\[ray\]'"):
         campaign.run_cells(made.cells, tmp_path / "out", engine="ray")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_signal_promises_no_checkpoint_where_no_update_has_begun(capfd):
+    with StopSignal() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.received == signal.SIGTERM
+    assert "stopping: an update that has begun is finished and saved first" in capfd.readouterr().err
 
 
 def start(arguments: list[str]) -> subprocess.Popen:
