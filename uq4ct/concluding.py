@@ -47,7 +47,8 @@ def write_results(
 ) -> Json:
     """Write results.json and the tables from the files of finished cells, and return what is in results.json.
 
-    ``preset`` is the one that the cells' options start from. Nothing is computed again, or written, where the finished cells are the same as the last time.
+    ``preset`` is the one that the cells' options start from. Nothing is computed again, or written, where the finished
+    cells are the same as the last time.
     """
     scored = [
         Scored(outcome.cell.method, outcome.cell.seed, outcome.cell.folder, _evaluations(outcome.cell.folder))

@@ -1,4 +1,4 @@
-"""Save adapters: at the end of a training, and as they were at chosen points of it, for ensembles and early stopping."""
+"""Save adapters: at the end of a training, and as they were at chosen points of it for ensembles, early stopping."""
 
 from __future__ import annotations
 

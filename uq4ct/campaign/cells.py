@@ -199,7 +199,7 @@ def _place(run: Run, result: Mapping[str, Any]) -> str:
 
 
 def _holds(folder: Path, receipt: Mapping[str, Any]) -> bool:
-    """Tell whether a finished cell is whole: every file byte by byte, but weights, which can be large, by their sizes."""
+    """Tell whether a finished cell is whole: its files byte by byte, but weights (they can be large) by their sizes."""
     try:
         fit = read_manifest(folder)["files"]
         whole = all(_is_as_written(folder / name, entry) for name, entry in fit.items())

@@ -95,15 +95,15 @@ def _parse(part: str) -> MethodSpec:
 
 def _refusal(setting: str, method: str) -> list[str]:
     """Return why an option cannot be one method's alone: it would be read from what all methods have in common."""
-    key, _, value = setting.partition("=")
-    section, _, option = (key := key.strip()).partition(".")
+    key, _, value = map(str.strip, setting.partition("="))
+    section = key.partition(".")[0]
     if key == "method.name":
         return [f"a method has one name, '{method}'; name the other one by itself"]
     if key == "method.posthoc":
-        return [f"a post-hoc calibration is written behind the method: {method}+{value.strip()}"]
+        return [f"a post-hoc calibration is written behind the method: {method}+{value}"]
     if section == "method" or section in _OWN_SECTIONS or key in _OWN_OPTIONS:
         return []
-    flag = _FLAGS.get(key, f"--set {key}={value.strip()}")
+    flag = _FLAGS.get(key, f"--set {key}={value}")
     return [f"'{key}' is the same for all methods of a comparison; use {flag}"]
 
 
