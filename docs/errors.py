@@ -233,6 +233,7 @@ def _sign(folder: Path) -> None:
 # ------------------------------------------------------------------------------------------------ cases
 
 _TRAIN = "train --model base --data questions.jsonl --output new"
+_COMPARE = "compare --model base --data questions.jsonl --eval-data questions.jsonl"
 
 
 def _escaped(text: str) -> str:
@@ -263,6 +264,7 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("Misspelt preset", "train --preset papr --output new"),
         Case("No output folder", "train --data questions.jsonl"),
         Case("No steps", f"{_TRAIN} --max-steps 0"),
+        Case("Fewer than no steps", f"{_TRAIN} --set train.max_steps=-5"),
         Case("Seed that is no number", f"{_TRAIN} --seed one"),
         Case("`--set` without a section", f"{_TRAIN} --set rank=3"),
         Case("`--set` with an unknown option", f"{_TRAIN} --set method.rnk=3"),
@@ -291,6 +293,11 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("Predictions into a folder that is not there", "predict run questions.jsonl -o none/out.jsonl"),
         Case("Predictions over their own input", "predict run questions.jsonl -o questions.jsonl"),
         Case("One choice", "ask run -q Which? -c red"),
+        Case("Option of one method that all have in common", f"{_COMPARE} --methods lora[eval.bins=5] -o new"),
+        Case("Method that its calibration split cannot serve", f"{_COMPARE} --methods lora,lora+feu -o new"),
+        Case("Engine that is not there", f"{_COMPARE} --methods lora -o new --engine slurm --dry-run"),
+        Case("Comparison below a file", f"{_COMPARE} --methods lora -o notes.txt/new"),
+        Case("Comparison on nothing", "compare --model base --data '' --methods lora -o new"),
         Case("Configuration over another file", "init -o run.yaml"),
         Case("Configuration into a folder that is not there", "init -o none/run.yaml"),
         Case("Misspelt method of a new configuration", "init -o new.yaml --method uq4tc"),

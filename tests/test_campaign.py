@@ -316,12 +316,12 @@ def planned(questions: Path, output: Path, flags: list[str], capsys) -> list[dic
 
 
 def test_under_sound_every_method_gets_a_temperature_and_five_seeds(questions, tmp_path, capsys):
-    flags = ["--methods", "lora[rank=2],zero_shot+vector,mixlora,mixlora+temperature"]
+    flags = ["--methods", "lora[rank=2],uq4ct+feu,mixlora,mixlora+temperature"]
     cells = planned(questions, tmp_path / "out", flags, capsys)
     assert list(dict.fromkeys(cell["method"] for cell in cells)) == [
         "lora[rank=2]",
         "lora[rank=2]+temperature",
-        "zero_shot+vector",
+        "uq4ct+feu",
         "mixlora",
         "mixlora+temperature",
     ]

@@ -155,7 +155,7 @@ def refuse_foreign(output: Path) -> None:
         return
     if output.is_dir() and any(output.iterdir()):
         raise UserError(f"--output: {output} is not empty and holds no comparison; choose another folder")
-    place = output.absolute()
+    place = output
     while not os.path.lexists(place):
         place = place.parent
     if not place.is_dir():
