@@ -562,7 +562,7 @@ def workers_of(process: subprocess.Popen) -> list[int]:
     return found
 
 
-def wait_for(condition, seconds: float = 120.0) -> None:
+def wait_for(condition, seconds: float = 300.0) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "waited too long"
