@@ -339,6 +339,7 @@ def compare(
         layers=layers,
         baseline=baseline,
         temperature=not no_temperature,
+        engine=engine,
     )
     if dry_run:
         outcomes = [campaign.state(cell) for cell in made.cells]
@@ -346,7 +347,15 @@ def compare(
         print(json.dumps({"cells": cells}) if as_json else comparing.plan_table(cells, made, outcomes))
         return
     outcomes, found = comparing.run(
-        made, output, held, engine=engine, workers=workers, gpus_per_cell=gpus_per_cell, baseline=baseline, say=_say
+        made,
+        output,
+        held,
+        engine=engine,
+        workers=workers,
+        gpus_per_cell=gpus_per_cell,
+        baseline=baseline,
+        preset=preset,
+        say=_say,
     )
     _show_comparison(found, output, as_json)
     if problems := comparing.problems_of(outcomes):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +37,18 @@ def baseline_of(methods: Sequence[str], asked: str | None) -> str:
 
 
 def write_results(
-    made: Plan, outcomes: Sequence[Outcome], held: Protocol, output: Path, baseline: str | None = None
+    made: Plan,
+    outcomes: Sequence[Outcome],
+    held: Protocol,
+    output: Path,
+    baseline: str | None = None,
+    *,
+    preset: str,
 ) -> Json:
     """Write results.json and the tables from the files of finished cells, and return what is in results.json.
 
-    Nothing is computed again, or written, where the finished cells are the same as the last time.
+    ``preset`` is the one that the cells' options start from. Nothing is computed again, or written, where the finished
+    cells are the same as the last time.
     """
     scored = [
         Scored(outcome.cell.method, outcome.cell.seed, outcome.cell.folder, _evaluations(outcome.cell.folder))
@@ -55,6 +62,7 @@ def write_results(
         "cells": list(map(_told, outcomes)),
         "absent": dict(made.absent),
         "remarks": list(made.notes),
+        "protocol": _protocol(held, preset, {o.cell.config.data.calibration_fraction for o in outcomes}),
     }
     return _write(scored, held, settings, baseline_of(methods, baseline), output, facts)
 
@@ -78,6 +86,8 @@ def reread(output: Path, baseline: str | None = None) -> Json:
     facts: Json = {"code_sha256": machine.get("code_sha256"), "machine": machine, "absent": {}, "remarks": []}
     facts |= {key: before[key] for key in facts if key in before} | {"cells": cells}
     held = PROTOCOLS[before.get("protocol", {}).get("name", "sound")]
+    shares = {answered.options_of(run)["data"]["calibration_fraction"] for run in scored}
+    facts["protocol"] = before.get("protocol") or _protocol(held, None, shares)
     return _write(scored, held, settings, chosen, output, facts)
 
 
@@ -113,7 +123,7 @@ def _write(
     """Compute and write what finished cells say, unless it is there already."""
     seeds = len({cell["seed"] for cell in facts["cells"]})
     about = [answered.fingerprint(scored), held.name, baseline, vars(settings), comparison.code_digest()]
-    identity = json.dumps([*about, facts["absent"], facts["cells"]])
+    identity = json.dumps([*about, facts["absent"], facts["cells"], facts["protocol"]])
     before = _read(output / "results.json")
     if before.get("identity") == identity:
         return before
@@ -121,7 +131,6 @@ def _write(
         facts |= {"code_sha256": code_digest(), "machine": environment(_device())}
     there = baseline in {run.method for run in scored}
     found: Json = {
-        "protocol": {"name": held.name, "preset": held.preset, "summary": held.summary},
         "notes": _notes(held, settings, facts, baseline if there else None),
         "settings": {"bins": settings.bins, "resamples": settings.resamples, "level": settings.level},
         **facts,
@@ -140,6 +149,11 @@ def text_of(found: Json) -> str:
     """Return the tables of results.json for a terminal."""
     table = comparison_tables.text(found)
     return f"{comparison_tables.cost_table(found['costs'])}\n\n{table}" if found["results"] else table
+
+
+def _protocol(held: Protocol, preset: str | None, shares: Collection[float]) -> Json:
+    """Describe what was held to; without a preset where nothing tells it."""
+    return {"name": held.name, "preset": preset, "summary": held.summary(preset, shares)}
 
 
 def _told(outcome: Outcome) -> Json:
@@ -164,7 +178,7 @@ def _notes(held: Protocol, settings: Settings, facts: Json, baseline: str | None
         f"the intervals are as wide as so few make them{'' if seeds > 1 else ', and one seed claims nothing'}."
     )
     return [
-        f"Protocol {held.name}: {held.summary}.",
+        f"Protocol {held.name}: {facts['protocol']['summary']}.",
         *([few] if seeds < held.fewest else []),
         *(["+temperature: one temperature per run, fitted on its calibration split and kept under shift."] * scaled),
         f"± is the standard deviation over seeds; intervals (files) {level}, by {settings.resamples:,} two-level "
