@@ -67,7 +67,7 @@ def reread(output: Path, baseline: str | None = None) -> Json:
     """
     before = _read(output / "results.json")
     scored = _finished(output, before)
-    cells = before.get("cells") or [_cell(run) for run in scored]
+    cells = before.get("cells") or [_cell(run) for run in sorted(scored, key=lambda run: (run.seed, run.method))]
     cells = [{**cell, "folder": str(output.resolve() / "cells" / Path(cell["folder"]).name)} for cell in cells]
     methods = list(dict.fromkeys(cell["method"] for cell in cells))
     scored.sort(key=lambda run: (run.seed, methods.index(run.method)))
@@ -169,7 +169,7 @@ def _notes(held: Protocol, settings: Settings, facts: Json, baseline: str | None
         *(["+temperature: one temperature per run, fitted on its calibration split and kept under shift."] * scaled),
         f"± is the standard deviation over seeds; intervals (files) {level}, by {settings.resamples:,} two-level "
         "resamples: seeds, then questions; the seeds' part is stretched to Student's t.",
-        f"calibrated: where the ECE % of {level} of perfectly calibrated models of this confidence and n would lie.",
+        f"band: where the ECE of {level} of perfectly calibrated models of this confidence and n would lie.",
         *([] if baseline is None else [_rule(baseline)]),
         *(f"{note[0].upper()}{note[1:]}." for note in facts["remarks"]),
     ]
