@@ -46,7 +46,7 @@ def test_every_interval_is_that_of_loops_over_drawn_seeds_and_the_same_questions
     theirs, _ = coins(seeds, n, sharpness=2.5, seed=4)
     runs = [scored(tmp_path, "lora", s + 1, theirs[s], answer) for s in range(seeds)]
     runs += [scored(tmp_path, "m", s + 1, mine[s], answer) for s in range(seeds)]
-    found = comparison.compare(runs, seeds, Settings(bins=10, resamples=resamples), "lora")
+    found = comparison.compare(runs, seeds, Settings(resamples=resamples), "lora")
 
     weights = np.concatenate(list(bootstrap_weights(n, resamples, 0)))
     shares, stretch = seed_shares(seeds, resamples, 0), few_seeds(seeds, resamples, 0)
@@ -69,20 +69,18 @@ def test_every_interval_is_that_of_loops_over_drawn_seeds_and_the_same_questions
 
     everything = list(range(n))
     lora, m = found["results"]
-    # ECE of a run is computed with its own 15 bins; the comparison's draws must have as many
-    found15 = comparison.compare(runs, seeds, Settings(bins=15, resamples=resamples), "lora")
     for name in ("nll", "ece", "auroc"):
         alone = draws(name, lambda name, s, items: statistic(name, mine[s], items))
         mean = np.mean([statistic(name, mine[s], everything) for s in range(seeds)])
         low, high = np.quantile(alone, [0.025, 0.975])
         ends = [max(0.0, 2 * mean - high), 2 * mean - low] if name == "ece" else [low, min(high, {"auroc": 1}.get(name, 9))]
-        assert found15["results"][1][name] == pytest.approx(mean, abs=1e-9)
-        assert found15["results"][1]["intervals"][name] == pytest.approx(ends, abs=1e-9)
+        assert m[name] == pytest.approx(mean, abs=1e-9)
+        assert m["intervals"][name] == pytest.approx(ends, abs=1e-9)
 
         def apart(name: str, s: int, items: list[int]) -> float:
             return statistic(name, mine[s], items) - statistic(name, theirs[s], items)
 
-        (row,) = (row for row in found15["differences"] if row["metric"] == name)
+        (row,) = (row for row in found["differences"] if row["metric"] == name)
         drawn, each = draws(name, apart), [apart(name, s, everything) for s in range(seeds)]
         low, high = np.quantile(drawn, [0.025, 0.975])
         mean = np.mean(each)
@@ -191,10 +189,10 @@ LOWER, BRIER, FLAT = row("nll", -0.05, -0.07, -0.03), row("brier", -0.01, -0.02,
 @pytest.mark.parametrize(
     ("rows", "verdict", "said"),
     [
-        ([LOWER, BRIER, FLAT], "better", "NLL -0.050 [-0.070, -0.030], Brier -0.010 [-0.020, 0.000]; AUROC does not"),
-        ([LOWER, BRIER, row("auroc", -0.004, -0.006, -0.001)], "not distinguishable", "but AUROC falls"),
-        ([LOWER, BRIER, row("auroc", -0.02, -0.05, 0.01)], "not distinguishable", "but AUROC falls"),
-        ([LOWER, BRIER, row("auroc", -0.009, -0.03, 0.01)], "better", "AUROC does not fall: AUROC -0.009"),
+        ([LOWER, BRIER, FLAT], "better", "NLL -0.050 [-0.070, -0.030], Brier -0.010 [-0.020, 0.000]; AUROC +0.000 [-0.020, 0.020] does not"),
+        ([LOWER, BRIER, row("auroc", -0.004, -0.006, -0.001)], "not distinguishable", "but AUROC -0.004 [-0.006, -0.001] falls"),
+        ([LOWER, BRIER, row("auroc", -0.02, -0.05, 0.01)], "not distinguishable", "but AUROC -0.020 [-0.050, 0.010] falls"),
+        ([LOWER, BRIER, row("auroc", -0.009, -0.03, 0.01)], "better", "AUROC -0.009 [-0.030, 0.010] does not fall"),
         ([LOWER, BRIER], "not distinguishable", "AUROC has no value for every seed, so no win is claimed"),
         ([row("nll", 0.05, 0.03, 0.07), BRIER, FLAT], "worse", "NLL +0.050 [0.030, 0.070]"),
         ([LOWER, row("brier", 0.02, 0.01, 0.03), FLAT], "not distinguishable", "the scores disagree"),

@@ -73,8 +73,9 @@ def _uses(found: Result) -> Iterator[str]:
         scores = list(dict.fromkeys(row["score"] for row in shifted))
         by_run: dict[tuple[str, str], dict[str, str]] = {}
         for row in shifted:
-            by_run.setdefault((row["shifted"], row["method"]), {})[row["score"]] = _ranged(row["auroc"], row["interval"])
-        lines = [[*names, *(shown.get(score, "-") for score in scores)] for names, shown in by_run.items()]
+            shown = by_run.setdefault((row["shifted"], row["method"]), {})
+            shown[row["score"]] = _ranged(row["auroc"], row["interval"])
+        lines = [[*names, *(each.get(score, "-") for score in scores)] for names, each in by_run.items()]
         yield _md_table(["shifted", "method", *(score.replace("_", " ") for score in scores)], lines, 2)
     if found["feu_usefulness"]:
         yield (

@@ -174,8 +174,8 @@ def verdict_of(rows: Mapping[str, Json], tasks: int = 1, level: float = 0.95) ->
     if auroc is None:
         return "not distinguishable", f"{told}, but AUROC has no value for every seed, so no win is claimed"
     if auroc["interval"][1] < 0 or auroc["difference"] < -FALL:
-        return "not distinguishable", f"{told}, but AUROC falls, so no win is claimed: {change(auroc)}"
-    return "better", f"{told}; AUROC does not fall: {change(auroc)}"
+        return "not distinguishable", f"{told}, but {change(auroc)} falls, so no win is claimed"
+    return "better", f"{told}; {change(auroc)} does not fall"
 
 
 def _sign(row: Json, level: float) -> int:
