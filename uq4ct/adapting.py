@@ -222,7 +222,7 @@ def _train(
     import peft
     import transformers
 
-    from uq4ct.snapshots import Snapshots
+    from uq4ct.snapshots import Snapshots, discard_beyond_missing
     from uq4ct.training import CalibratedTrainer
 
     started = time.monotonic()
@@ -237,6 +237,9 @@ def _train(
         config_hash=bench.config_hash,
         callbacks=[Snapshots(bench.folder, snapshots)],
     )
+    if bench.resume and training.is_world_process_zero():
+        discard_beyond_missing(bench.folder, snapshots)
+    wait_for_all()
     training.train(resume_from_checkpoint=bench.resume)
     model.eval()
     if training.is_world_process_zero():

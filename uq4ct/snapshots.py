@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterable
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+
+from uq4ct.checkpoints import checkpoints, discard, step_of
 
 
 def snapshot_folder(folder: Path, fraction: float) -> Path:
@@ -18,6 +21,30 @@ def snapshot_folder(folder: Path, fraction: float) -> Path:
     'run/snapshots/0.9000'
     """
     return folder / "snapshots" / f"{fraction:.4f}"
+
+
+def snapshot_step(fraction: float, steps: int) -> int:
+    """Return the number of completed optimizer steps at which a snapshot is taken, of all ``steps``.
+
+    >>> snapshot_step(0.9, 76), snapshot_step(0.001, 76)
+    (68, 1)
+    """
+    return max(1, round(fraction * steps))
+
+
+def discard_beyond_missing(folder: Path, fractions: Iterable[float]) -> None:
+    """Delete the checkpoints past a wanted snapshot that is not there: a training that goes on from one would miss it.
+
+    That happens where a training was interrupted and a method that wants more snapshots of it came later.
+    """
+    missing = [fraction for fraction in fractions if not snapshot_folder(folder, fraction).is_dir()]
+    for checkpoint in checkpoints(folder):
+        try:
+            steps = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["max_steps"]
+        except (OSError, ValueError, KeyError):
+            continue  # never finished or damaged, so that nothing goes on from it
+        if any(snapshot_step(fraction, steps) <= step_of(checkpoint) for fraction in missing):
+            discard(checkpoint)
 
 
 class Snapshots(transformers.TrainerCallback):
@@ -35,7 +62,7 @@ class Snapshots(transformers.TrainerCallback):
         if not state.is_world_process_zero:
             return
         for fraction in self.fractions:
-            if state.global_step == max(1, round(fraction * state.max_steps)):
+            if state.global_step == snapshot_step(fraction, state.max_steps):
                 place = snapshot_folder(self.folder, fraction)
                 part = place.with_suffix(f".{os.getpid()}.tmp")
                 getattr(model, "module", model).save_pretrained(part, save_embedding_layers=False)
