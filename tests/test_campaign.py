@@ -378,6 +378,8 @@ def test_the_tables_of_a_folder_are_made_anew_from_its_files_alone(compared, tmp
     assert "predictions.jsonl" in capsys.readouterr().err
     assert cli.invoke(["compare", "--output", str(tmp_path / "empty")]) == 2
     assert "holds no comparison with a finished cell" in capsys.readouterr().err
+    assert cli.invoke(["compare", "--output", str(copy), "--data", "tiny", "--dry-run"]) == 2
+    assert "and --data, --dry-run would change nothing" in capsys.readouterr().err
 
 
 def test_a_cell_that_another_comparison_works_on_is_waited_for(questions, tmp_path):

@@ -175,6 +175,28 @@ def test_an_interval_from_few_seeds_stays_where_the_metric_can_be(tmp_path):
     assert row["intervals"]["nll"][0] == 0.0
 
 
+@pytest.mark.parametrize(
+    ("mine", "theirs", "answer"),
+    [
+        ([0.7], [0.6], [0]),  # one question
+        ([0.7, 0.8, 0.9], [0.6, 0.7, 0.8], [0, 0, 0]),  # all right
+        ([0.7, 0.8, 0.9], [0.6, 0.7, 0.8], [1, 1, 1]),  # all wrong
+        ([0.5, 0.5, 0.5, 0.5], [0.5, 0.5, 0.5, 0.5], [0, 1, 0, 1]),  # ties alone, and no difference at all
+        ([1.0, 0.0, 1.0], [0.6, 0.3, 0.8], [0, 1, 1]),  # a gold answer of probability 0: NLL is infinite
+    ],
+)
+def test_extreme_answers_go_through_and_are_never_a_win(mine, theirs, answer, tmp_path):
+    runs = [scored(tmp_path, "lora", s, theirs, answer, feu=theirs) for s in (1, 2)]
+    runs += [scored(tmp_path, "m", s, mine, answer, feu=mine) for s in (1, 2)]
+    scored(tmp_path, "m", 3, mine, answer, feu=mine)
+    runs += [scored(tmp_path, "m", 3, mine, answer, task="shifted", feu=mine)]
+    found = comparison.compare(runs, 3, QUICK, "lora") | {"absent": {}, "notes": []}
+    assert [each["verdict"] for each in found["verdicts"]] in (["not distinguishable"], ["worse"])
+    json.dumps(found, allow_nan=False)
+    assert all(comparison_tables.files(found).values())
+    assert comparison_tables.text(found)
+
+
 # ---- verdicts
 
 
@@ -202,7 +224,9 @@ LOWER, BRIER, FLAT = row("nll", -0.05, -0.07, -0.03), row("brier", -0.01, -0.02,
         ([row("nll", -0.05, -0.07, -0.03, clustered_se=0.01), BRIER, FLAT], "better", ""),
         ([row("nll", -0.05, -0.07, -0.03, seeds=[1]), BRIER, FLAT], "not distinguishable", "one paired seed"),
         ([FLAT], "not distinguishable", "neither NLL nor Brier"),
-        ([row("brier", -0.02, -0.03, -0.01), FLAT], "better", "Brier -0.020"),
+        ([row("brier", -0.02, -0.03, -0.01), FLAT], "not distinguishable", "NLL has no value for every seed"),
+        ([row("brier", 0.02, 0.01, 0.03), FLAT], "worse", "Brier +0.020"),
+        ([row("brier", -0.02, -0.03, -0.01), row("nll", -0.1, -0.3, 0.1, 0.4), FLAT], "better", "Brier -0.020"),
     ],
 )
 def test_a_win_needs_a_proper_score_and_an_auroc_that_does_not_fall(rows, verdict, said):
@@ -218,9 +242,11 @@ def test_holms_correction_is_over_the_tasks_of_one_method_and_metric():
         for method, ps in (("m", [0.02, 0.04, 0.03]), ("other", [0.02]))
         for task, p in zip("abc", ps, strict=False)
     ]
-    rows += [{**each, **row("auroc", 0.0, -0.1, 0.1, 0.9), **plain} for each in rows]
+    flat = [row(name, 0.0, -0.1, 0.1, 0.9) for name in ("brier", "auroc")]
+    rows += [{**each, **other, **plain} for other in flat for each in rows]
     corrected = differences.corrected(rows)
-    assert [each["p_holm"] for each in corrected] == pytest.approx([0.06, 0.06, 0.06, 0.02, 1.0, 1.0, 1.0, 0.9])
+    expected = [0.06, 0.06, 0.06, 0.02, *[1.0, 1.0, 1.0, 0.9] * 2]
+    assert [each["p_holm"] for each in corrected] == pytest.approx(expected)
     found = {(each["task"], each["method"]): each["verdict"] for each in differences.verdicts(corrected)}
     assert found == {("a", "m"): "not distinguishable", ("b", "m"): "not distinguishable", ("c", "m"): "not distinguishable"} | {
         ("a", "other"): "better"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +52,13 @@ def write_results(
     options = outcomes[0].cell.config.eval
     settings = Settings(bins=options.bins, resamples=max(RESAMPLES, options.resamples))
     methods = list(dict.fromkeys(outcome.cell.method for outcome in outcomes))
-    facts = {
-        "cells": list(map(_told, outcomes)),
-        "absent": dict(made.absent),
-        "remarks": list(made.notes),
-    }
-    return _write(scored, held, settings, baseline_of(methods, baseline), output, facts)
+    facts = {"cells": list(map(_told, outcomes)), "absent": dict(made.absent), "remarks": list(made.notes)}
+    device = outcomes[0].cell.config.model.device
+
+    def made_with() -> Json:
+        return {"code_sha256": code_digest(), "machine": environment("cpu" if device == "cpu" else _device())}
+
+    return _write(scored, held, settings, baseline_of(methods, baseline), output, facts, made_with)
 
 
 def reread(output: Path, baseline: str | None = None) -> Json:
@@ -75,10 +77,11 @@ def reread(output: Path, baseline: str | None = None) -> Json:
     settings = Settings(bins=options["bins"], resamples=max(RESAMPLES, options["resamples"]))
     chosen = baseline_of(methods, baseline if baseline is not None else before.get("baseline"))
     machine = _read(scored[0].folder / "environment.json")
-    facts: Json = {"code_sha256": machine.get("code_sha256"), "machine": machine, "absent": {}, "remarks": []}
-    facts |= {key: before[key] for key in facts if key in before} | {"cells": cells}
+    made_with = {"code_sha256": machine.get("code_sha256"), "machine": machine}
+    made_with |= {key: before[key] for key in made_with if key in before}
+    facts = {"cells": cells, "absent": before.get("absent", {}), "remarks": before.get("remarks", [])}
     held = PROTOCOLS[before.get("protocol", {}).get("name", "sound")]
-    return _write(scored, held, settings, chosen, output, facts)
+    return _write(scored, held, settings, chosen, output, facts, lambda: made_with)
 
 
 def _finished(output: Path, before: Json) -> list[Scored]:
@@ -108,22 +111,27 @@ def _finished(output: Path, before: Json) -> list[Scored]:
 
 
 def _write(
-    scored: Sequence[Scored], held: Protocol, settings: Settings, baseline: str, output: Path, facts: Json
+    scored: Sequence[Scored],
+    held: Protocol,
+    settings: Settings,
+    baseline: str,
+    output: Path,
+    facts: Json,
+    made_with: Callable[[], Json],
 ) -> Json:
     """Compute and write what finished cells say, unless it is there already."""
     seeds = len({cell["seed"] for cell in facts["cells"]})
-    about = [answered.fingerprint(scored), held.name, baseline, vars(settings), comparison.code_digest()]
+    about = [answered.fingerprint(scored), held.name, baseline, vars(settings), _digest()]
     identity = json.dumps([*about, facts["absent"], facts["cells"]])
     before = _read(output / "results.json")
     if before.get("identity") == identity:
         return before
-    if "machine" not in facts:
-        facts |= {"code_sha256": code_digest(), "machine": environment(_device())}
     there = baseline in {run.method for run in scored}
     found: Json = {
         "protocol": {"name": held.name, "preset": held.preset, "summary": held.summary},
         "notes": _notes(held, settings, facts, baseline if there else None),
         "settings": {"bins": settings.bins, "resamples": settings.resamples, "level": settings.level},
+        **made_with(),
         **facts,
         **comparison.compare(scored, seeds, settings, baseline if there else None),
         "baseline": baseline,
@@ -140,6 +148,14 @@ def text_of(found: Json) -> str:
     """Return the tables of results.json for a terminal."""
     table = comparison_tables.text(found)
     return f"{comparison_tables.cost_table(found['costs'])}\n\n{table}" if found["results"] else table
+
+
+def _digest() -> str:
+    """SHA-256 over the files that turn finished runs into tables: others compute them anew."""
+    package = Path(__file__).parent
+    names = ("answered", "comparison", "comparison_tables", "differences", "tables", "usefulness")
+    files = [*sorted(package.glob("metrics/*.py")), *(package / "report" / f"{name}.py" for name in names)]
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in (*files, Path(__file__)))).hexdigest()
 
 
 def _told(outcome: Outcome) -> Json:
