@@ -325,6 +325,9 @@ def compare(
     from uq4ct import campaign, comparing, concluding, protocols
 
     if methods is None:
+        planning = {"--data": data, "--model": model, "--eval-data": eval_data, "--seeds": seeds, "--config": config}
+        told = {"--set": settings, "--preset": preset, "--max-steps": max_steps, "--dry-run": dry_run or None}
+        _refuse_without_methods(output, {**planning, **told})
         _show_comparison(concluding.reread(output, baseline), output, as_json)
         return
     held = protocols.protocol(protocol)
@@ -362,6 +365,15 @@ def compare(
         for problem in problems:
             _say(f"error: {problem}")
         raise SystemExit(1)
+
+
+def _refuse_without_methods(output: Path, flags: dict[str, Any]) -> None:
+    """Refuse flags that plan a comparison where no methods are named."""
+    if named := [flag for flag, value in flags.items() if value is not None]:
+        raise UserError(
+            f"--methods: name the methods to compare, as in lora,uq4ct; without it the tables of {output} are made "
+            f"anew from its files, and {', '.join(named)} would change nothing"
+        )
 
 
 def _show_comparison(found: dict[str, Any], output: Path, as_json: bool) -> None:
