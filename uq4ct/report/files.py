@@ -55,8 +55,11 @@ def tables_of(material: Material) -> dict[str, str]:
 
     ``table.tex`` has the paper's layout: methods down, tasks across, a block per metric.
     """
-    found = {"results": [_row(series) for series in material.series], "absent": {}, "notes": _notes(material)}
-    found |= {key: material.rows(key) for key in ("differences", "verdicts")}
+    lists = ("differences", "verdicts", "shift_detection", "feu_usefulness")
+    found: dict[str, Any] = {key: material.rows(key) for key in lists}
+    found |= {"results": [_row(series) for series in material.series], "notes": _notes(material)}
+    known = {} if material.comparison is None else material.comparison.found
+    found |= {"absent": known.get("absent") or {}, "in_distribution": material.fitted_on}
     files = comparison_tables.files(found)
     return {name: text for name, text in files.items() if found["differences"] or not name.startswith("differences")}
 
