@@ -494,3 +494,15 @@ def test_odd_answers_have_a_page_too(name: str, tmp_path: Path) -> None:
     assert Elements(page).open == []
     assert not re.search(r"\b(nan|inf)\b", page, re.IGNORECASE)
     assert ("Letter priors: the answers are confidences" in page) == (name == "confidences alone")
+
+
+def test_runs_of_other_options_are_no_seeds_of_one_method(tmp_path: Path) -> None:
+    folders = [make_run(tmp_path / f"s{s}", "lora", 20, {"tiny": 0.0}, resamples=20, seed=s) for s in (1, 2, 3)]
+    for folder, rate in zip(folders, ("1e-4", "1e-4", "5e-4"), strict=True):
+        text = f"train: {{learning_rate: {rate}}}\noutput: {{folder: {folder}, seed: 9}}\n"
+        (folder / "config.yaml").write_text(text)
+    material = read_sources(folders)
+    assert [(series.label, series.seeds) for series in material.series] == [("lora", (1, 2)), ("lora seed 3", (3,))]
+    (folders[0] / "config.yaml").write_text("a: [")
+    with pytest.raises(UserError, match=r"config\.yaml: not readable as YAML"):
+        read_sources(folders)

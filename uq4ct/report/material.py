@@ -71,10 +71,6 @@ class Series:
         """Return the standard deviation over seeds."""
         return (self.result.get("sd") or {}).get(key)
 
-    def values(self, key: str) -> list[float]:
-        """Return a metric of each seed that has it."""
-        return [member.metrics[key] for member in self.members if member.metrics.get(key) is not None]
-
     @property
     def has_feu(self) -> bool:
         """Whether every answer carries FEU."""
@@ -164,6 +160,11 @@ class Material:
         """Tell whether a method is another one of the report with a calibrator on top: same training, same router."""
         base, plus, _ = label.rpartition("+")
         return bool(plus) and base in self.labels
+
+    @cached_property
+    def has_variants(self) -> bool:
+        """Whether a method is shown with and without a calibrator."""
+        return any(map(self.is_variant, self.labels))
 
     def of_task(self, task: str) -> tuple[Series, ...]:
         """Return the methods on one task."""

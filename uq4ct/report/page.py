@@ -32,7 +32,6 @@ def render(material: Material, sections: list[Section], absent: list[str], title
         title=title or default_title(material),
         style=Markup(stylesheet()),
         version=metadata.version("uq4ct"),
-        level=f"{100 * material.settings['level']:g}",
         headline=headline(material),
         overview=overview(material),
         sections=sections,

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from uq4ct import predictions
 from uq4ct.errors import UserError
 from uq4ct.manifest import MANIFEST, verify_manifest
@@ -170,9 +172,23 @@ def _run(folder: Path) -> _Part:
         calibration=str(kept) if kept.is_file() else "",
     )
     base, prompt = _object(facts, "base"), _object(facts, "prompt")
-    fit = tuple(map(str, (facts.get("task"), facts.get("n"), base.get("fingerprint"), prompt.get("hash"))))
+    names = (facts.get("task"), facts.get("n"), base.get("fingerprint"), prompt.get("hash"), _options(folder))
+    fit = tuple(map(str, names))
     method = str(facts.get("method") or folder.name)
     return _Part(str(folder), method, seed, {name: evaluations[name] for name in ordered}, run, fit)
+
+
+def _options(folder: Path) -> str:
+    """Return the configuration of a run without its place and seed: what seeds of one method have in common."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        return ""
+    try:
+        options = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not readable as YAML ({error})") from error
+    kept = {key: value for key, value in options.items() if key != "output"} if isinstance(options, dict) else options
+    return json.dumps(kept, sort_keys=True, default=str)
 
 
 def _object(facts: Json, key: str) -> Json:

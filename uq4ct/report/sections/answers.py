@@ -121,5 +121,6 @@ def training(material: Material) -> Section | None:
         if figure is not None:
             groups.append(Group(label, (Drawn(figure),)))
     several = ", a line per seed" if material.has_seeds else ""
-    intro = f"What was logged over the steps of a training{several}. A suffix, as +temperature, trains nothing."
+    suffix = " A suffix, as +temperature, trains nothing." if material.has_variants else ""
+    intro = f"What was logged over the steps of a training{several}.{suffix}"
     return Section("training", "Training", "Training", intro, tuple(groups)) if groups else None

@@ -28,10 +28,11 @@ def feu(material: Material) -> Section | str:
         groups.append(Group("Is FEU of use beside the confidence?", (_tests(useful),)))
     if loads := router.load([run for run in material.runs if not material.is_variant(run.label)]):
         groups.append(Group("Expert load by layer", (Drawn(loads),)))
+    suffix = " A suffix, as +temperature, leaves FEU as it is." if material.has_variants else ""
     intro = (
         "FEU (Eq. 9) is the routing mass of the chosen experts. Despite its name it is a confidence: large means "
         "certain. Right answers upwards, wrong ones downwards. It is of use where its AUROC is well above 0.5, and "
-        "new where it adds to the confidence. A suffix, as +temperature, leaves FEU as it is."
+        f"new where it adds to the confidence.{suffix}"
     )
     return Section("feu", "FEU", "FEU: what the router knows", intro, tuple(groups))
 
