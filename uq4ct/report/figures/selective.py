@@ -14,6 +14,7 @@ from uq4ct.report.tables import percent
 
 FIRST = 0.05  # the error rate of fewer answers is noise
 POINTS = 41
+LINES = 4  # of more methods than this the range is drawn
 BARS = 20
 SHARES = np.linspace(0.0, 1.0, BARS + 1)
 
@@ -21,8 +22,8 @@ SHARES = np.linspace(0.0, 1.0, BARS + 1)
 def risk_coverage(task: str, series: Sequence[Series]) -> Figure:
     """Draw the error rate among the surest answers over the share answered, a panel per method.
 
-    Blue: the method, its mean over seeds, in the shade of their range; grey: the other methods; dashed: the oracle,
-    which answers all it gets right first; dotted: a confidence that does not rank.
+    Blue: the method, its mean over seeds, in the shade of their range; grey: the other methods, or the range of many;
+    dashed: the oracle, which answers all it gets right first; dotted: a confidence that does not rank.
     """
     curves = {one.label: _curves(one) for one in series}
     top = max(float(y.max()) for _, y in curves.values())
@@ -52,10 +53,8 @@ def _risk(series: Series, curves: dict, others: dict, top: float) -> Panel:
     drawing = Drawing(218, 212)
     plane = Plane(drawing, 36, 14, 204, 174, (0, 1), (0, top))
     plane.y_axis([(v, percent_tick(v)) for v in ticks(0, top, 4)], "error rate, %")
-    step = max(2, len(others) // 4)  # faint lines need few points, and there are many of them
-    behind = [(a[::step], b[::step]) for label, (a, b) in others.items() if label != series.label]
-    drawing.lines([plane.path(*curve) for curve in behind], colour="band", width=1)
     x, y = curves[series.label]
+    _behind(drawing, plane, x, [curve for label, curve in others.items() if label != series.label])
     mean = y.mean(axis=0)
     error = float(mean[-1])
     drawing.line(plane.at(0, error), plane.at(1, error), colour="ink", width=1, dash=(1, 3))
@@ -73,6 +72,16 @@ def _risk(series: Series, curves: dict, others: dict, top: float) -> Panel:
     half = float(np.interp(0.5, x, mean))
     told = f"error rate {percent(half)} % in the surest half, {percent(error)} % in all"
     return Panel(series.label, drawing, told)
+
+
+def _behind(drawing: Drawing, plane: Plane, x: np.ndarray, others: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+    """Draw the other methods faintly: a line each, of many the range, which stays readable and small."""
+    if len(others) <= LINES:
+        drawing.lines([plane.path(*curve) for curve in others], colour="band", width=1)
+        return
+    heights = np.stack([np.interp(x, *curve) for curve in others])
+    edge = plane.path(x, heights.max(axis=0)) + plane.path(x, heights.min(axis=0))[::-1]
+    drawing.polygon(edge, colour="band", opacity=0.6)
 
 
 def right_and_wrong(

@@ -47,7 +47,7 @@ def risk(material: Material) -> Section:
         return replace(figure, panels=panels)
 
     shade = ", in the shade of the seeds' range" if material.has_seeds else ""
-    others = "; grey: the other methods" if len(material.labels) > 1 else ""
+    others = "; grey: the other methods, or their range" if len(material.labels) > 1 else ""
     intro = (
         f"Answer only the surest questions: how often is that wrong? Blue: the method{shade}{others}; dashed: the "
         "oracle, which answers what it gets right first; dotted: a confidence that ranks nothing. AUROC is the chance "
