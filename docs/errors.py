@@ -249,6 +249,7 @@ def _sign(folder: Path) -> None:
 # ------------------------------------------------------------------------------------------------ cases
 
 _TRAIN = "train --model base --data questions.jsonl --output new"
+_COMPARE = "compare --model base --data questions.jsonl --eval-data questions.jsonl"
 
 
 def _escaped(text: str) -> str:
@@ -279,6 +280,7 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("Misspelt preset", "train --preset papr --output new"),
         Case("No output folder", "train --data questions.jsonl"),
         Case("No steps", f"{_TRAIN} --max-steps 0"),
+        Case("Fewer than no steps", f"{_TRAIN} --set train.max_steps=-5"),
         Case("Seed that is no number", f"{_TRAIN} --seed one"),
         Case("`--set` without a section", f"{_TRAIN} --set rank=3"),
         Case("`--set` with an unknown option", f"{_TRAIN} --set method.rnk=3"),
@@ -287,6 +289,12 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("Modules that the model does not have", f"{_TRAIN} --set method.target_modules=[q_prj]"),
         Case("Chat prompts for a model without a chat template", f"{_TRAIN} --set prompt.pack=chat"),
         Case("Every question kept for calibration", f"{_TRAIN} --set data.calibration_fraction=1"),
+        Case("Calibration by FEU of a method without a router", f"{_TRAIN} --method lora+feu"),
+        Case("Vector scaling on four questions", f"{_TRAIN} --method uq4ct+vector"),
+        Case(
+            "A prior chosen on a calibration split that is not kept",
+            f"{_TRAIN} --method laplace --preset paper --set method.prior=grid",
+        ),
         Case("Optimizer that transformers does not know", f"{_TRAIN} --set train.optim=foo"),
         Case("Evaluation while training", f"{_TRAIN} --set train.eval_strategy=steps"),
         Case("Evaluation without data", "evaluate run"),
@@ -301,6 +309,11 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("Predictions into a folder that is not there", "predict run questions.jsonl -o none/out.jsonl"),
         Case("Predictions over their own input", "predict run questions.jsonl -o questions.jsonl"),
         Case("One choice", "ask run -q Which? -c red"),
+        Case("Option of one method that all have in common", f"{_COMPARE} --methods lora[eval.bins=5] -o new"),
+        Case("Method that its calibration split cannot serve", f"{_COMPARE} --methods lora,lora+feu -o new"),
+        Case("Engine that is not there", f"{_COMPARE} --methods lora -o new --engine slurm --dry-run"),
+        Case("Comparison below a file", f"{_COMPARE} --methods lora -o notes.txt/new"),
+        Case("Comparison on nothing", "compare --model base --data '' --methods lora -o new"),
         Case("Configuration over another file", "init -o run.yaml"),
         Case("Configuration into a folder that is not there", "init -o none/run.yaml"),
         Case("Misspelt method of a new configuration", "init -o new.yaml --method uq4tc"),

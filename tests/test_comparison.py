@@ -46,7 +46,7 @@ def test_every_interval_is_that_of_loops_over_drawn_seeds_and_the_same_questions
     theirs, _ = coins(seeds, n, sharpness=2.5, seed=4)
     runs = [scored(tmp_path, "lora", s + 1, theirs[s], answer) for s in range(seeds)]
     runs += [scored(tmp_path, "m", s + 1, mine[s], answer) for s in range(seeds)]
-    found = comparison.compare(runs, seeds, Settings(bins=10, resamples=resamples), "lora")
+    found = comparison.compare(runs, seeds, Settings(resamples=resamples), "lora")
 
     weights = np.concatenate(list(bootstrap_weights(n, resamples, 0)))
     shares, stretch = seed_shares(seeds, resamples, 0), few_seeds(seeds, resamples, 0)
@@ -69,20 +69,18 @@ def test_every_interval_is_that_of_loops_over_drawn_seeds_and_the_same_questions
 
     everything = list(range(n))
     lora, m = found["results"]
-    # ECE of a run is computed with its own 15 bins; the comparison's draws must have as many
-    found15 = comparison.compare(runs, seeds, Settings(bins=15, resamples=resamples), "lora")
     for name in ("nll", "ece", "auroc"):
         alone = draws(name, lambda name, s, items: statistic(name, mine[s], items))
         mean = np.mean([statistic(name, mine[s], everything) for s in range(seeds)])
         low, high = np.quantile(alone, [0.025, 0.975])
         ends = [max(0.0, 2 * mean - high), 2 * mean - low] if name == "ece" else [low, min(high, {"auroc": 1}.get(name, 9))]
-        assert found15["results"][1][name] == pytest.approx(mean, abs=1e-9)
-        assert found15["results"][1]["intervals"][name] == pytest.approx(ends, abs=1e-9)
+        assert m[name] == pytest.approx(mean, abs=1e-9)
+        assert m["intervals"][name] == pytest.approx(ends, abs=1e-9)
 
         def apart(name: str, s: int, items: list[int]) -> float:
             return statistic(name, mine[s], items) - statistic(name, theirs[s], items)
 
-        (row,) = (row for row in found15["differences"] if row["metric"] == name)
+        (row,) = (row for row in found["differences"] if row["metric"] == name)
         drawn, each = draws(name, apart), [apart(name, s, everything) for s in range(seeds)]
         low, high = np.quantile(drawn, [0.025, 0.975])
         mean = np.mean(each)
@@ -177,6 +175,28 @@ def test_an_interval_from_few_seeds_stays_where_the_metric_can_be(tmp_path):
     assert row["intervals"]["nll"][0] == 0.0
 
 
+@pytest.mark.parametrize(
+    ("mine", "theirs", "answer"),
+    [
+        ([0.7], [0.6], [0]),  # one question
+        ([0.7, 0.8, 0.9], [0.6, 0.7, 0.8], [0, 0, 0]),  # all right
+        ([0.7, 0.8, 0.9], [0.6, 0.7, 0.8], [1, 1, 1]),  # all wrong
+        ([0.5, 0.5, 0.5, 0.5], [0.5, 0.5, 0.5, 0.5], [0, 1, 0, 1]),  # ties alone, and no difference at all
+        ([1.0, 0.0, 1.0], [0.6, 0.3, 0.8], [0, 1, 1]),  # a gold answer of probability 0: NLL is infinite
+    ],
+)
+def test_extreme_answers_go_through_and_are_never_a_win(mine, theirs, answer, tmp_path):
+    runs = [scored(tmp_path, "lora", s, theirs, answer, feu=theirs) for s in (1, 2)]
+    runs += [scored(tmp_path, "m", s, mine, answer, feu=mine) for s in (1, 2)]
+    scored(tmp_path, "m", 3, mine, answer, feu=mine)
+    runs += [scored(tmp_path, "m", 3, mine, answer, task="shifted", feu=mine)]
+    found = comparison.compare(runs, 3, QUICK, "lora") | {"absent": {}, "notes": []}
+    assert [each["verdict"] for each in found["verdicts"]] in (["not distinguishable"], ["worse"])
+    json.dumps(found, allow_nan=False)
+    assert all(comparison_tables.files(found).values())
+    assert comparison_tables.text(found)
+
+
 # ---- verdicts
 
 
@@ -191,10 +211,10 @@ LOWER, BRIER, FLAT = row("nll", -0.05, -0.07, -0.03), row("brier", -0.01, -0.02,
 @pytest.mark.parametrize(
     ("rows", "verdict", "said"),
     [
-        ([LOWER, BRIER, FLAT], "better", "NLL -0.050 [-0.070, -0.030], Brier -0.010 [-0.020, 0.000]; AUROC does not"),
-        ([LOWER, BRIER, row("auroc", -0.004, -0.006, -0.001)], "not distinguishable", "but AUROC falls"),
-        ([LOWER, BRIER, row("auroc", -0.02, -0.05, 0.01)], "not distinguishable", "but AUROC falls"),
-        ([LOWER, BRIER, row("auroc", -0.009, -0.03, 0.01)], "better", "AUROC does not fall: AUROC -0.009"),
+        ([LOWER, BRIER, FLAT], "better", "NLL -0.050 [-0.070, -0.030], Brier -0.010 [-0.020, 0.000]; AUROC +0.000 [-0.020, 0.020] does not"),
+        ([LOWER, BRIER, row("auroc", -0.004, -0.006, -0.001)], "not distinguishable", "but AUROC -0.004 [-0.006, -0.001] falls"),
+        ([LOWER, BRIER, row("auroc", -0.02, -0.05, 0.01)], "not distinguishable", "but AUROC -0.020 [-0.050, 0.010] falls"),
+        ([LOWER, BRIER, row("auroc", -0.009, -0.03, 0.01)], "better", "AUROC -0.009 [-0.030, 0.010] does not fall"),
         ([LOWER, BRIER], "not distinguishable", "AUROC has no value for every seed, so no win is claimed"),
         ([row("nll", 0.05, 0.03, 0.07), BRIER, FLAT], "worse", "NLL +0.050 [0.030, 0.070]"),
         ([LOWER, row("brier", 0.02, 0.01, 0.03), FLAT], "not distinguishable", "the scores disagree"),
@@ -204,7 +224,9 @@ LOWER, BRIER, FLAT = row("nll", -0.05, -0.07, -0.03), row("brier", -0.01, -0.02,
         ([row("nll", -0.05, -0.07, -0.03, clustered_se=0.01), BRIER, FLAT], "better", ""),
         ([row("nll", -0.05, -0.07, -0.03, seeds=[1]), BRIER, FLAT], "not distinguishable", "one paired seed"),
         ([FLAT], "not distinguishable", "neither NLL nor Brier"),
-        ([row("brier", -0.02, -0.03, -0.01), FLAT], "better", "Brier -0.020"),
+        ([row("brier", -0.02, -0.03, -0.01), FLAT], "not distinguishable", "NLL has no value for every seed"),
+        ([row("brier", 0.02, 0.01, 0.03), FLAT], "worse", "Brier +0.020"),
+        ([row("brier", -0.02, -0.03, -0.01), row("nll", -0.1, -0.3, 0.1, 0.4), FLAT], "better", "Brier -0.020"),
     ],
 )
 def test_a_win_needs_a_proper_score_and_an_auroc_that_does_not_fall(rows, verdict, said):
@@ -220,9 +242,11 @@ def test_holms_correction_is_over_the_tasks_of_one_method_and_metric():
         for method, ps in (("m", [0.02, 0.04, 0.03]), ("other", [0.02]))
         for task, p in zip("abc", ps, strict=False)
     ]
-    rows += [{**each, **row("auroc", 0.0, -0.1, 0.1, 0.9), **plain} for each in rows]
+    flat = [row(name, 0.0, -0.1, 0.1, 0.9) for name in ("brier", "auroc")]
+    rows += [{**each, **other, **plain} for other in flat for each in rows]
     corrected = differences.corrected(rows)
-    assert [each["p_holm"] for each in corrected] == pytest.approx([0.06, 0.06, 0.06, 0.02, 1.0, 1.0, 1.0, 0.9])
+    expected = [0.06, 0.06, 0.06, 0.02, *[1.0, 1.0, 1.0, 0.9] * 2]
+    assert [each["p_holm"] for each in corrected] == pytest.approx(expected)
     found = {(each["task"], each["method"]): each["verdict"] for each in differences.verdicts(corrected)}
     assert found == {("a", "m"): "not distinguishable", ("b", "m"): "not distinguishable", ("c", "m"): "not distinguishable"} | {
         ("a", "other"): "better"

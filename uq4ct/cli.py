@@ -325,6 +325,9 @@ def compare(
     from uq4ct import campaign, comparing, concluding, protocols
 
     if methods is None:
+        planning = {"--data": data, "--model": model, "--eval-data": eval_data, "--seeds": seeds, "--config": config}
+        told = {"--set": settings, "--preset": preset, "--max-steps": max_steps, "--dry-run": dry_run or None}
+        _refuse_without_methods(output, {**planning, **told})
         _show_comparison(concluding.reread(output, baseline), output, as_json)
         return
     held = protocols.protocol(protocol)
@@ -339,6 +342,7 @@ def compare(
         layers=layers,
         baseline=baseline,
         temperature=not no_temperature,
+        engine=engine,
     )
     if dry_run:
         outcomes = [campaign.state(cell) for cell in made.cells]
@@ -346,13 +350,30 @@ def compare(
         print(json.dumps({"cells": cells}) if as_json else comparing.plan_table(cells, made, outcomes))
         return
     outcomes, found = comparing.run(
-        made, output, held, engine=engine, workers=workers, gpus_per_cell=gpus_per_cell, baseline=baseline, say=_say
+        made,
+        output,
+        held,
+        engine=engine,
+        workers=workers,
+        gpus_per_cell=gpus_per_cell,
+        baseline=baseline,
+        preset=preset,
+        say=_say,
     )
     _show_comparison(found, output, as_json)
     if problems := comparing.problems_of(outcomes):
         for problem in problems:
             _say(f"error: {problem}")
         raise SystemExit(1)
+
+
+def _refuse_without_methods(output: Path, flags: dict[str, Any]) -> None:
+    """Refuse flags that plan a comparison where no methods are named."""
+    if named := [flag for flag, value in flags.items() if value is not None]:
+        raise UserError(
+            f"--methods: name the methods to compare, as in lora,uq4ct; without it the tables of {output} are made "
+            f"anew from its files, and {', '.join(named)} would change nothing"
+        )
 
 
 def _show_comparison(found: dict[str, Any], output: Path, as_json: bool) -> None:
@@ -402,17 +423,24 @@ def metrics(
 @app.command()
 def report(
     sources: Annotated[
-        list[Path], typer.Argument(metavar="RUN|PREDICTIONS ...", help="Run folders, or anyone's predictions.")
+        list[Path],
+        typer.Argument(
+            metavar="RUN|COMPARISON|PREDICTIONS ...", help="Run folders, folders of `uq4ct compare`, prediction files."
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The html file to write.")] = Path("report.html"),
+    figures: Annotated[
+        Path | None,
+        typer.Option("--figures", metavar="DIR", help="Also write each figure (svg pdf png csv json) and the table."),
+    ] = None,
     columns: ColumnsOf = None,
     likelihood: Likelihood = "acc",
 ) -> None:
-    """Write one self-contained html report from run folders or prediction files; no model is loaded."""
+    """Write one self-contained html report from runs, a comparison or prediction files; no model is loaded."""
     from uq4ct.report import build_report
 
-    build_report(sources, output, read=_reader(columns, likelihood))
-    _say(f"wrote {output}")
+    build_report(sources, output, figures=figures, say=_say, read=_reader(columns, likelihood))
+    _say(f"wrote {output}" + ("" if figures is None else f" and the figures in {figures}/"))
 
 
 @app.command()

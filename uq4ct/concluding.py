@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,18 @@ def baseline_of(methods: Sequence[str], asked: str | None) -> str:
 
 
 def write_results(
-    made: Plan, outcomes: Sequence[Outcome], held: Protocol, output: Path, baseline: str | None = None
+    made: Plan,
+    outcomes: Sequence[Outcome],
+    held: Protocol,
+    output: Path,
+    baseline: str | None = None,
+    *,
+    preset: str,
 ) -> Json:
     """Write results.json and the tables from the files of finished cells, and return what is in results.json.
 
-    Nothing is computed again, or written, where the finished cells are the same as the last time.
+    ``preset`` is the one that the cells' options start from. Nothing is computed again, or written, where the finished
+    cells are the same as the last time.
     """
     scored = [
         Scored(outcome.cell.method, outcome.cell.seed, outcome.cell.folder, _evaluations(outcome.cell.folder))
@@ -55,8 +63,14 @@ def write_results(
         "cells": list(map(_told, outcomes)),
         "absent": dict(made.absent),
         "remarks": list(made.notes),
+        "protocol": _protocol(held, preset, {o.cell.config.data.calibration_fraction for o in outcomes}),
     }
-    return _write(scored, held, settings, baseline_of(methods, baseline), output, facts)
+    device = outcomes[0].cell.config.model.device
+
+    def made_with() -> Json:
+        return {"code_sha256": code_digest(), "machine": environment("cpu" if device == "cpu" else _device())}
+
+    return _write(scored, held, settings, baseline_of(methods, baseline), output, facts, made_with)
 
 
 def reread(output: Path, baseline: str | None = None) -> Json:
@@ -67,7 +81,7 @@ def reread(output: Path, baseline: str | None = None) -> Json:
     """
     before = _read(output / "results.json")
     scored = _finished(output, before)
-    cells = before.get("cells") or [_cell(run) for run in scored]
+    cells = before.get("cells") or [_cell(run) for run in sorted(scored, key=lambda run: (run.seed, run.method))]
     cells = [{**cell, "folder": str(output.resolve() / "cells" / Path(cell["folder"]).name)} for cell in cells]
     methods = list(dict.fromkeys(cell["method"] for cell in cells))
     scored.sort(key=lambda run: (run.seed, methods.index(run.method)))
@@ -75,10 +89,13 @@ def reread(output: Path, baseline: str | None = None) -> Json:
     settings = Settings(bins=options["bins"], resamples=max(RESAMPLES, options["resamples"]))
     chosen = baseline_of(methods, baseline if baseline is not None else before.get("baseline"))
     machine = _read(scored[0].folder / "environment.json")
-    facts: Json = {"code_sha256": machine.get("code_sha256"), "machine": machine, "absent": {}, "remarks": []}
-    facts |= {key: before[key] for key in facts if key in before} | {"cells": cells}
+    made_with = {"code_sha256": machine.get("code_sha256"), "machine": machine}
+    made_with |= {key: before[key] for key in made_with if key in before}
+    facts = {"cells": cells, "absent": before.get("absent", {}), "remarks": before.get("remarks", [])}
     held = PROTOCOLS[before.get("protocol", {}).get("name", "sound")]
-    return _write(scored, held, settings, chosen, output, facts)
+    shares = {answered.options_of(run)["data"]["calibration_fraction"] for run in scored}
+    facts["protocol"] = before.get("protocol") or _protocol(held, None, shares)
+    return _write(scored, held, settings, chosen, output, facts, lambda: made_with)
 
 
 def _finished(output: Path, before: Json) -> list[Scored]:
@@ -108,22 +125,26 @@ def _finished(output: Path, before: Json) -> list[Scored]:
 
 
 def _write(
-    scored: Sequence[Scored], held: Protocol, settings: Settings, baseline: str, output: Path, facts: Json
+    scored: Sequence[Scored],
+    held: Protocol,
+    settings: Settings,
+    baseline: str,
+    output: Path,
+    facts: Json,
+    made_with: Callable[[], Json],
 ) -> Json:
     """Compute and write what finished cells say, unless it is there already."""
     seeds = len({cell["seed"] for cell in facts["cells"]})
-    about = [answered.fingerprint(scored), held.name, baseline, vars(settings), comparison.code_digest()]
-    identity = json.dumps([*about, facts["absent"], facts["cells"]])
+    about = [answered.fingerprint(scored), held.name, baseline, vars(settings), _digest()]
+    identity = json.dumps([*about, facts["absent"], facts["cells"], facts["protocol"]])
     before = _read(output / "results.json")
     if before.get("identity") == identity:
         return before
-    if "machine" not in facts:
-        facts |= {"code_sha256": code_digest(), "machine": environment(_device())}
     there = baseline in {run.method for run in scored}
     found: Json = {
-        "protocol": {"name": held.name, "preset": held.preset, "summary": held.summary},
         "notes": _notes(held, settings, facts, baseline if there else None),
         "settings": {"bins": settings.bins, "resamples": settings.resamples, "level": settings.level},
+        **made_with(),
         **facts,
         **comparison.compare(scored, seeds, settings, baseline if there else None),
         "baseline": baseline,
@@ -140,6 +161,19 @@ def text_of(found: Json) -> str:
     """Return the tables of results.json for a terminal."""
     table = comparison_tables.text(found)
     return f"{comparison_tables.cost_table(found['costs'])}\n\n{table}" if found["results"] else table
+
+
+def _protocol(held: Protocol, preset: str | None, shares: Collection[float]) -> Json:
+    """Describe what was held to; without a preset where nothing tells it."""
+    return {"name": held.name, "preset": preset, "summary": held.summary(preset, shares)}
+
+
+def _digest() -> str:
+    """SHA-256 over the files that turn finished runs into tables: others compute them anew."""
+    package = Path(__file__).parent
+    names = ("answered", "comparison", "comparison_tables", "differences", "tables", "usefulness")
+    files = [*sorted(package.glob("metrics/*.py")), *(package / "report" / f"{name}.py" for name in names)]
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in (*files, Path(__file__)))).hexdigest()
 
 
 def _told(outcome: Outcome) -> Json:
@@ -164,12 +198,12 @@ def _notes(held: Protocol, settings: Settings, facts: Json, baseline: str | None
         f"the intervals are as wide as so few make them{'' if seeds > 1 else ', and one seed claims nothing'}."
     )
     return [
-        f"Protocol {held.name}: {held.summary}.",
+        f"Protocol {held.name}: {facts['protocol']['summary']}.",
         *([few] if seeds < held.fewest else []),
         *(["+temperature: one temperature per run, fitted on its calibration split and kept under shift."] * scaled),
         f"± is the standard deviation over seeds; intervals (files) {level}, by {settings.resamples:,} two-level "
         "resamples: seeds, then questions; the seeds' part is stretched to Student's t.",
-        f"calibrated: where the ECE % of {level} of perfectly calibrated models of this confidence and n would lie.",
+        f"band: where the ECE of {level} of perfectly calibrated models of this confidence and n would lie.",
         *([] if baseline is None else [_rule(baseline)]),
         *(f"{note[0].upper()}{note[1:]}." for note in facts["remarks"]),
     ]

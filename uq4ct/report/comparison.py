@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -55,22 +55,16 @@ def compare(scored: Sequence[Scored], seeds: int, settings: Settings, baseline: 
             rows += differences.of_task(methods, draws, baseline, settings)
     rows = differences.corrected(rows)
     inside = trained_on(scored)
+    own = None if inside is None else next(iter(asked[inside].values()))[0].metrics["task"]
     return {
         "baseline": baseline,
         "results": results,
         "differences": rows,
         "verdicts": differences.verdicts(rows, settings.level),
-        "in_distribution": inside,
+        "in_distribution": own,
         "shift_detection": usefulness.shift_detection(asked, inside, settings),
         "feu_usefulness": usefulness.of_feu(asked, results, beta_zero(scored), settings),
     }
-
-
-def code_digest() -> str:
-    """SHA-256 over the files that turn finished runs into tables: others compute them anew."""
-    package = Path(__file__).parents[1]
-    files = sorted([*package.glob("metrics/*.py"), *package.glob("report/*.py"), package / "comparing.py"])
-    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def costs(scored: Sequence[Scored]) -> list[Result]:
@@ -175,9 +169,10 @@ def _resampled(methods: Mapping[str, Sequence[Answered]], settings: Settings) ->
         for begin in range(0, len(block), AT_ONCE):
             weights = block[begin : begin + AT_ONCE]
             for key, answers in different.items():
+                alone = replace(answers)  # what answers keep of the last block would add up over all runs
                 for metric in METRICS:
                     parts = drawn.setdefault(key, {}).setdefault(metric.name, [])
-                    parts.append(_drawn(metric, answers, settings, weights))
+                    parts.append(_drawn(metric, alone, settings, weights))
     whole = {key: {name: np.concatenate(parts) for name, parts in by.items()} for key, by in drawn.items()}
     return {
         method: {metric.name: np.stack([whole[key][metric.name] for key in keys], axis=1) for metric in METRICS}

@@ -15,7 +15,7 @@ from uq4ct.report.tables import COLUMNS, Column, decimals, percent
 Result = Mapping[str, Any]
 
 WIDTH = 100  # of the terminal
-LONG = 24  # a name of more letters has a line of its own there
+LONG = 20  # a name of more letters has a line of its own there
 # What the terminal shows; Markdown shows all of COLUMNS, csv every metric.
 SHORT = ("accuracy", "nll", "brier", "ece", "auroc")
 # The blocks of the LaTeX table, as the paper calls them, and the proper scores that it does not print.
@@ -38,7 +38,7 @@ def text(found: Result) -> str:
     blocks = []
     for (task, split), rows in _by_task(found["results"]):
         columns = [column for column in _columns(rows) if column.key in SHORT]
-        lines = [["method", "seeds", *(column.title for column in columns), "calibrated"]]
+        lines = [["method", "seeds", *(column.title for column in columns), "band %"]]
         for row in rows:
             cells = [_seeds(row), *(_mean_sd(row, c, " ±{}") for c in columns), _null(row)]
             name = _plain(row["method"])
@@ -54,7 +54,7 @@ def markdown(found: Result) -> str:
     parts = []
     for (task, split), rows in _by_task(found["results"]):
         columns = _columns(rows)
-        header = ["method", "seeds", *(column.title for column in columns), "calibrated ECE %"]
+        header = ["method", "seeds", *(column.title for column in columns), "band %"]
         lines = [
             [row["method"], _seeds(row), *(_mean_sd(row, c, " ±{}", True) for c in columns), _null(row)] for row in rows
         ]
@@ -62,7 +62,42 @@ def markdown(found: Result) -> str:
         listed = "\n".join(f"* {_md(line)}" for line in said)
         parts += [f"**{_md(task)}** ({split}, n = {rows[0]['n']:,})", _md_table(header, lines, 1), listed]
     parts += [f"**{_md(name)}**: no data. {_md(reason)}" for name, reason in found["absent"].items()]
-    return "\n\n".join([*parts, *map(_md, found["notes"])]) + "\n"
+    return "\n\n".join([*parts, *_uses(found), *map(_md, found["notes"])]) + "\n"
+
+
+def _uses(found: Result) -> Iterator[str]:
+    """Yield Markdown tables of what uncertainties are good for, where there are any."""
+    shifted = [row for row in found["shift_detection"] if row["auroc"] is not None]
+    if shifted:
+        yield f"**Telling shifted questions from {_md(found['in_distribution'])}**: AUROC of each score"
+        scores = list(dict.fromkeys(row["score"] for row in shifted))
+        by_run: dict[tuple[str, str], dict[str, str]] = {}
+        for row in shifted:
+            shown = by_run.setdefault((row["shifted"], row["method"]), {})
+            shown[row["score"]] = _ranged(row["auroc"], row["interval"])
+        lines = [[*names, *(each.get(score, "-") for score in scores)] for names, each in by_run.items()]
+        yield _md_table(["shifted", "method", *(score.replace("_", " ") for score in scores)], lines, 2)
+    if found["feu_usefulness"]:
+        yield (
+            "**What FEU says of correctness**: its AUROC beside the confidence's, with answers exchanged, and without "
+            "the calibration loss; p of the likelihood-ratio test that it adds nothing to the confidence"
+        )
+        header = ["task", "method", "FEU AUROC", "confidence", "exchanged", "without the loss", "p of no added value"]
+        lines = []
+        for row in found["feu_usefulness"]:
+            others = (row["max_probability_auroc"], row["shuffled_auroc"], row["beta_zero_feu_auroc"])
+            p = row["added_value"]["p"]
+            numbers = [_ranged(row["feu_auroc"], row["interval"]), *(_known(value) for value in (*others, p))]
+            lines.append([row["task"], row["method"], *numbers])
+        yield _md_table(header, lines, 2)
+
+
+def _ranged(value: float | None, ends: Sequence[float] | None) -> str:
+    return _known(value) + (f" [{decimals(ends[0])}, {decimals(ends[1])}]" if ends else "")
+
+
+def _known(value: float | None) -> str:
+    return "-" if value is None else decimals(value)
 
 
 def differences_markdown(found: Result) -> str:

@@ -151,11 +151,12 @@ def verdicts(rows: Sequence[Json], level: float = 0.95) -> list[Row]:
 def verdict_of(rows: Mapping[str, Json], tasks: int = 1, level: float = 0.95) -> tuple[Verdict, str]:
     """Return the verdict on the differences of one method on one task, by metric, and the reason.
 
-    *better*: NLL or Brier is lower, the other is not higher, and AUROC does not fall. *worse*: NLL or Brier is higher,
-    and the other not lower. A score is lower or higher where there are two paired seeds or more, its interval excludes
-    zero, its p-value after Holm is at most 1 - ``level``, and, where questions come in groups, the interval from their
-    clustered standard error and the seeds' deviation excludes zero too. AUROC falls where its interval lies below zero,
-    or where it is lower by more than 0.01, whatever its interval; one without a value is taken for fallen.
+    *better*: NLL or Brier is lower, the other has a value and is not higher, and AUROC does not fall. *worse*: NLL or
+    Brier is higher, and the other not lower. A score is lower or higher where there are two paired seeds or more, its
+    interval excludes zero, its p-value after Holm is at most 1 - ``level``, and, where questions come in groups, the
+    interval from their clustered standard error and the seeds' deviation excludes zero too. AUROC falls where its
+    interval lies below zero, or where it is lower by more than 0.01, whatever its interval; one without a value is
+    taken for fallen.
     """
     proper = [rows[name] for name in PROPER if name in rows]
     if not proper:
@@ -170,12 +171,15 @@ def verdict_of(rows: Mapping[str, Json], tasks: int = 1, level: float = 0.95) ->
         return "worse", told
     if -1 not in signs.values():
         return "not distinguishable", _doubts(proper, tasks, level)
+    if len(proper) < len(PROPER):
+        missing = next(TITLES[name] for name in PROPER if name not in rows)
+        return "not distinguishable", f"{told}, but {missing} has no value for every seed, so no win is claimed"
     auroc = rows.get("auroc")
     if auroc is None:
         return "not distinguishable", f"{told}, but AUROC has no value for every seed, so no win is claimed"
     if auroc["interval"][1] < 0 or auroc["difference"] < -FALL:
-        return "not distinguishable", f"{told}, but AUROC falls, so no win is claimed: {change(auroc)}"
-    return "better", f"{told}; AUROC does not fall: {change(auroc)}"
+        return "not distinguishable", f"{told}, but {change(auroc)} falls, so no win is claimed"
+    return "better", f"{told}; {change(auroc)} does not fall"
 
 
 def _sign(row: Json, level: float) -> int:

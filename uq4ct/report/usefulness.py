@@ -32,13 +32,18 @@ def shift_detection(asked: Asked, inside: str | None, settings: Settings) -> lis
         return []
     found = []
     own = _weights(asked, inside, settings, 0)
-    for shifted in (name for name in asked if name != inside):
+    task = _task(asked, inside)
+    for shifted in (name for name in asked if _task(asked, name) != task):
         weights = own, _weights(asked, shifted, settings, 1)
         for method, runs in asked[inside].items():
             others = {run.run.seed: run for run in asked[shifted].get(method, ())}
             pairs = [(run, others[run.run.seed]) for run in runs if run.run.seed in others]
             found += [_detection(method, pairs, score, weights, settings) for score in SCORES if pairs]
     return found
+
+
+def _task(asked: Asked, name: str) -> str:
+    return next(iter(asked[name].values()))[0].metrics["task"]
 
 
 def _weights(asked: Asked, name: str, settings: Settings, side: int) -> np.ndarray:
