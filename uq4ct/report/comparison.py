@@ -17,7 +17,7 @@ import numpy as np
 from uq4ct.metrics import Answers
 from uq4ct.metrics.answers import Metric, Settings, Undefined
 from uq4ct.metrics.intervals import bootstrap_weights
-from uq4ct.metrics.paired import over_seeds
+from uq4ct.metrics.paired import OverSeeds, over_seeds
 from uq4ct.metrics.summary import METRICS
 from uq4ct.report import differences, usefulness
 from uq4ct.report.answered import Answered, Json, Scored, beta_zero, options_of, read, trained_on
@@ -121,10 +121,7 @@ def _over_seeds(runs: Sequence[Answered], draws: Mapping[str, np.ndarray], seeds
         **{metric.name: float(np.mean(values[metric.name])) if metric in defined else None for metric in METRICS},
         "sd": {metric.name: float(np.std(values[metric.name], ddof=1)) if whole else None for metric in defined},
         "item_sd": {name: mean.item_sd for name, mean in means.items()},
-        "intervals": {
-            metric.name: np.clip(means[metric.name].interval, *_bounds(metric)).tolist() if metric.name in means else None
-            for metric in defined
-        },
+        "intervals": {metric.name: _interval(metric, means.get(metric.name)) for metric in defined},
         "values": values,
         "ece_null": null,
         "calibrated": ece <= null["high"],  # not distinguishable from: ECE within what calibrated models show
@@ -133,9 +130,11 @@ def _over_seeds(runs: Sequence[Answered], draws: Mapping[str, np.ndarray], seeds
     }
 
 
-def _bounds(metric: Metric) -> tuple[float, float]:
+def _interval(metric: Metric, mean: OverSeeds | None) -> list[float] | None:
+    """Return the interval of a mean within what the metric can be; None where no resample has a value."""
     calibration_error = metric.interval == "pivotal"
-    return (0.0, 1.0) if calibration_error else BOUNDS.get(metric.name, (-np.inf, np.inf))
+    bounds = (0.0, 1.0) if calibration_error else BOUNDS.get(metric.name, (-np.inf, np.inf))
+    return np.clip(mean.interval, *bounds).tolist() if mean else None
 
 
 def _made_with(run: Answered, settings: Settings) -> Result:
