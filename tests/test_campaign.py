@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -15,14 +16,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from uq4ct import campaign, cli, comparing, protocols
+from uq4ct import campaign, cli, comparing, concluding, protocols
 from uq4ct.campaign.cells import Cell, alone
 from uq4ct.campaign.estimate import START
 from uq4ct.campaign.job import training_of
 from uq4ct.config import Layer
 from uq4ct.data import NoData
 from uq4ct.errors import UserError
+from uq4ct.interruption import StopSignal
+from uq4ct.manifest import write_manifest
 
+ESTIMATE = importlib.import_module("uq4ct.campaign.estimate")  # the package's function of that name hides it
 QUICK = Layer.of({"train": {"max_steps": 2, "per_device_train_batch_size": 4}, "eval": {"resamples": 100}}, "test")
 
 
@@ -101,6 +105,24 @@ def test_every_mistake_in_the_methods_comes_at_once():
     assert len(caught.value.problems) == 7
 
 
+def test_an_option_that_all_methods_have_in_common_is_refused_for_one_and_its_flag_named():
+    options = "eval.bins=5;data.source=tiny;data.root=x;output.seed=5;output.folder=x;data.choices=[a,b];name=mixlora"
+    with pytest.raises(UserError) as caught:
+        campaign.parse_methods(f"lora[{options};posthoc=vector]")
+    same = "is the same for all methods of a comparison; use"
+    assert [problem.partition("vector]': ")[2] for problem in caught.value.problems] == [
+        f"'eval.bins' {same} --set eval.bins=5",
+        f"'data.source' {same} --data",
+        f"'data.root' {same} --data-root",
+        f"'output.seed' {same} --seeds",
+        f"'output.folder' {same} --output",
+        f"'data.choices' {same} --set data.choices=[a,b]",
+        "a method has one name, 'lora'; name the other one by itself",
+        "a post-hoc calibration is written behind the method: lora+vector",
+    ]
+    campaign.parse_methods("lora[model.dtype=float32;prompt.pack=moe_peft;data.calibration_fraction=0.2]")
+
+
 # ---- planning
 
 
@@ -118,6 +140,24 @@ def test_a_cell_is_known_by_everything_that_its_numbers_depend_on_and_by_nothing
     others.append(digests())
     test.write_text(before)
     assert len(set.union(first, *others)) == 6
+
+
+def test_options_that_no_number_depends_on_leave_a_finished_cell_finished(questions, tmp_path):
+    def only(methods: str) -> Cell:
+        return plan(questions, tmp_path, methods, [1]).cells[0]
+
+    kept = only("lora[train.save_steps=6;train.logging_steps=1;train.save_total_limit=3]")
+    assert kept.digest == only("lora").digest
+    assert training_of(kept) == training_of(only("lora"))
+    assert only("lora[train.warmup_steps=3]").digest != kept.digest
+
+
+def test_a_run_too_short_for_the_members_of_a_checkpoint_ensemble_is_remarked(questions, tmp_path):
+    (note,) = plan(questions, tmp_path, "lora,checkpoint_ensemble", [1, 2]).notes  # two steps
+    assert note.startswith("checkpoint_ensemble: only 1 of the 3 members differ: a training of 2 steps has no more")
+    assert plan(questions, tmp_path, "checkpoint_ensemble[spacing=0.3;train.max_steps=10]", [1]).notes == ()
+    (note,) = plan(questions, tmp_path, "checkpoint_ensemble[train.max_steps=5]", [1]).notes
+    assert "only 2 of the 3 members differ" in note
 
 
 def test_a_cell_survives_the_way_to_another_process(questions, tmp_path):
@@ -178,10 +218,15 @@ def test_a_training_is_kept_at_the_points_that_methods_sharing_it_need(questions
         (["--protocol", "paperr"], "--protocol: 'paperr' is not one of sound, paper. Did you mean 'paper'?"),
         (
             ["--protocol", "paper", "--methods", "lora+temperature"],
-            "'lora+temperature' needs a calibration split, but none is kept",
+            "'lora+temperature': needs a calibration split, but none is kept",
         ),
         (["--baseline", "zero_shoot"], "--baseline: 'zero_shoot' is not one of the methods. Did you mean 'zero_shot'?"),
         (["--engine", "slurm"], "--engine: 'slurm' is not one of local, ray"),
+        (["--engine", "slurm", "--dry-run"], "--engine: 'slurm' is not one of local, ray"),
+        (["--data", ""], "data: expected a task, a file or a hub id, got ''"),
+        (["--eval-data", ""], "data: expected a task, a file or a hub id, got ''"),
+        (["--output", "/proc/uq4ct", "--dry-run"], "--output: /proc: no folder can be made there"),
+        (["--output", __file__ + "/sub", "--dry-run"], "test_campaign.py is a file, expected a folder"),
         (["--model", "./nowhere"], "model.name: no such folder: ./nowhere"),
         (["--methods", "uq4ct[top_k=9]"], "top_k: 9 is larger than the 8 experts"),
     ],
@@ -193,6 +238,18 @@ def test_a_mistake_is_found_before_anything_runs(flags, message, questions, tmp_
     assert message in printed.err
     assert printed.out == ""
     assert not output.exists()
+
+
+def test_what_no_calibration_split_can_serve_is_found_before_anything_runs_all_at_once(questions, tmp_path):
+    methods = "lora+feu,lora[rank=3]+vector,laplace[prior=grid;data.calibration_fraction=0],early_stopping+temperature"
+    with pytest.raises(UserError) as caught:
+        plan(questions, tmp_path, methods, [1, 2])
+    feu, vector, grid = caught.value.problems
+    assert feu.startswith("--methods: 'lora+feu': calibration by FEU needs a method with a router")
+    assert "'lora[rank=3]+vector': vector scaling needs at least 200 calibration questions" in vector
+    assert vector.endswith("got 4; keep more for calibration, or use temperature")
+    assert "data.calibration_fraction=0]': needs a calibration split, but none is kept" in grid
+    assert len(plan(questions, tmp_path, "uq4ct+feu,laplace[prior=grid],laplace", [1]).cells) == 3
 
 
 def test_a_foreign_folder_is_never_written_to(questions, tmp_path, capsys):
@@ -239,6 +296,18 @@ def test_a_dry_run_prints_the_cells_and_writes_nothing(questions, tmp_path, caps
     assert not output.exists()
 
 
+def test_the_results_state_the_preset_and_the_calibration_share_that_were_used(questions, tmp_path):
+    held = protocols.protocol("paper")
+    made = plan(questions, tmp_path, "zero_shot,lora[data.calibration_fraction=0.25]", [1])
+    outcomes = [campaign.state(cell) for cell in made.cells]
+    found = concluding.write_results(made, outcomes, held, tmp_path, preset="bayesian-lora")
+    kept = "10 % or 25 % of train kept for calibration, by method"
+    assert found["protocol"]["preset"] == "bayesian-lora"
+    assert f"Protocol paper: validation where the paper evaluates on it, {kept}, preset bayesian-lora. That" in found["notes"][0]
+    found = concluding.write_results(made, outcomes, held, tmp_path, preset="paper")
+    assert found["protocol"]["preset"] == "paper"
+
+
 def planned(questions: Path, output: Path, flags: list[str], capsys) -> list[dict]:
     """Return the cells that a comparison of this command would have."""
     small = ["train.per_device_train_batch_size=4", "eval.resamples=100"]
@@ -248,12 +317,12 @@ def planned(questions: Path, output: Path, flags: list[str], capsys) -> list[dic
 
 
 def test_under_sound_every_method_gets_a_temperature_and_five_seeds(questions, tmp_path, capsys):
-    flags = ["--methods", "lora[rank=2],zero_shot+vector,mixlora,mixlora+temperature"]
+    flags = ["--methods", "lora[rank=2],uq4ct+feu,mixlora,mixlora+temperature"]
     cells = planned(questions, tmp_path / "out", flags, capsys)
     assert list(dict.fromkeys(cell["method"] for cell in cells)) == [
         "lora[rank=2]",
         "lora[rank=2]+temperature",
-        "zero_shot+vector",
+        "uq4ct+feu",
         "mixlora",
         "mixlora+temperature",
     ]
@@ -274,12 +343,28 @@ def test_without_a_calibration_split_nothing_is_scaled(questions, tmp_path, caps
     ]
 
 
-def test_a_scaled_row_is_estimated_to_cost_no_second_training_and_no_second_answers(questions, tmp_path):
+def test_a_scaled_row_is_estimated_to_cost_no_second_training_and_no_second_answers(questions, tmp_path, monkeypatch):
+    monkeypatch.setattr(ESTIMATE, "flops_per_second", lambda hidden: 1e9)
     made = plan(questions, tmp_path, "mc_dropout[samples=50],mc_dropout[samples=50]+temperature", [1])
     raw, scaled = campaign.estimate(made, [campaign.state(cell) for cell in made.cells]).values()
     size = next(iter(made.sizes.values()))
     assert 0 < size.calibration < size.answers
     assert scaled.seconds - START < (raw.seconds - START) / 2
+
+
+def test_what_a_method_computes_besides_passes_is_in_its_estimate(questions, tmp_path, monkeypatch):
+    monkeypatch.setattr(ESTIMATE, "flops_per_second", lambda hidden: 1e9)
+    made = plan(questions, tmp_path, "lora,laplace[curvature_questions=10],early_stopping", [1])
+    lora, laplace, early = (found.seconds for found in campaign.estimate(made, [campaign.state(c) for c in made.cells]).values())
+    size = next(iter(made.sizes.values()))
+    assert (size.questions, size.calibration, size.answers, size.choices) == (36, 4, 24, pytest.approx(3.5, abs=0.1))
+    token = 2 * (size.parameters + size.trainable) / 1e9
+    answers = size.answer_tokens * token + 0.001 * 24
+    question = size.question_tokens * token + 0.001
+    backward = 1 + 2 * size.choices
+    assert laplace == pytest.approx(3 + backward * (answers + 10 * question), abs=0.06)  # the training is lora's
+    assert early == pytest.approx(3 + answers + 10 * 4 * question, abs=0.06)
+    assert lora > 3 + answers
 
 
 def test_members_of_an_ensemble_share_no_seed_with_any_other_run():
@@ -410,6 +495,34 @@ def test_a_cell_that_another_comparison_works_on_is_waited_for(questions, tmp_pa
     assert sum("started" in line for line in said) == 1
 
 
+def test_a_finished_cell_is_whole_only_with_every_byte_but_the_weights_which_are_known_by_size(questions, tmp_path):
+    (cell,) = plan(questions, tmp_path, "zero_shot", [1]).cells
+    cell.folder.mkdir(parents=True)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (cell.folder / name).write_text("abc")
+    write_manifest(cell.folder, ["adapter_config.json", "adapter_model.safetensors"])
+    (cell.folder / "cell.json").write_text(json.dumps({"digest": cell.digest, "seconds": 1.0, "evaluations": []}))
+    assert campaign.state(cell).status == "complete"
+    (cell.folder / "adapter_model.safetensors").write_text("abd")
+    assert campaign.state(cell).status == "complete"
+    (cell.folder / "adapter_config.json").write_text("abd")
+    assert campaign.state(cell).status != "complete"
+
+
+@pytest.mark.slow
+def test_a_method_added_to_a_finished_comparison_leaves_the_finished_runs_whole(questions, tmp_path, monkeypatch):
+    from uq4ct.runs import Run
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for number, methods in enumerate(["lora", "lora,checkpoint_ensemble[spacing=0.4]", "lora,early_stopping"]):
+        monkeypatch.setenv("PYTHONHASHSEED", str(number))  # sets have another order in another process
+        made = plan(questions, tmp_path, methods, [1])
+        outcomes = campaign.run_cells(made.cells, tmp_path)
+        assert [outcome.status for outcome in outcomes] == ["complete"] * len(made.cells)
+    for folder in tmp_path.glob("cells/*/"):
+        Run.open(folder)
+
+
 # ---- what goes wrong
 
 
@@ -419,6 +532,13 @@ def test_ray_is_an_extra_that_is_named_where_it_is_missing(questions, tmp_path, 
     with pytest.raises(UserError, match=r"Ray is not installed; pip install 'uq4ct\[ray\]'"):
         campaign.run_cells(made.cells, tmp_path / "out", engine="ray")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_signal_promises_no_checkpoint_where_no_update_has_begun(capfd):
+    with StopSignal() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.received == signal.SIGTERM
+    assert "stopping: an update that has begun is finished and saved first" in capfd.readouterr().err
 
 
 def start(arguments: list[str]) -> subprocess.Popen:
@@ -445,7 +565,7 @@ def workers_of(process: subprocess.Popen) -> list[int]:
     return found
 
 
-def wait_for(condition, seconds: float = 120.0) -> None:
+def wait_for(condition, seconds: float = 300.0) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "waited too long"
@@ -520,6 +640,7 @@ def test_a_signal_saves_a_checkpoint_and_the_same_command_continues(number, code
     again = start(asked)
     _, err = again.communicate()
     assert again.returncode == 0, err
+    assert "continuing after step" in "".join(path.read_text() for path in output.glob("logs/*.log"))
     assert adapters(output) == adapters(undisturbed[0])
 
 

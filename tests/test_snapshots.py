@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 from functools import partial
@@ -12,9 +13,9 @@ import pytest
 from training_runs import At
 from training_toys import llama, questions
 
-from uq4ct.adapting import Bench, TrainConfig, train_adapter
+from uq4ct.adapting import ADAPTER, Bench, TrainConfig, train_adapter
 from uq4ct.losses.objective import Objective
-from uq4ct.snapshots import snapshot_folder
+from uq4ct.snapshots import save_adapter, snapshot_folder
 from uq4ct.training import CalibratedTrainer, Interrupted
 
 LORA = peft.LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=4, target_modules=["q_proj"])
@@ -60,3 +61,23 @@ def test_a_training_goes_on_from_its_checkpoint_where_no_snapshot_is_missing(tmp
     later = train_adapter(replace(cut, model=llama()), LORA, Objective(), snapshots=FRACTIONS, trainer=watched)
     assert seen == [4]
     assert all(later.snapshots[fraction] == snapshot_folder(later.snapshots[0.5].parents[1], fraction) for fraction in FRACTIONS)
+
+
+def test_a_training_that_is_done_again_changes_no_file_of_a_finished_run(tmp_path):
+    finished = bench(tmp_path / "run", tmp_path / "store")
+    train_adapter(finished, LORA, Objective())
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in finished.folder.iterdir()}
+    later = replace(finished, model=llama(), folder=tmp_path / "later")
+    train_adapter(later, LORA, Objective(), snapshots=FRACTIONS)
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in finished.folder.iterdir()} == before
+    for name in ADAPTER:
+        assert (later.folder / name).read_bytes() == before[finished.folder / name][0]
+        assert not (later.folder / name).samefile(finished.folder / name)
+
+
+def test_the_same_adapter_is_saved_as_the_same_bytes_in_every_process(tmp_path):
+    names = ["v_proj", "gate_proj", "q_proj", "down_proj", "k_proj"]  # PEFT makes a set of them
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=names)
+    save_adapter(peft.get_peft_model(llama(), config), tmp_path / "a")
+    assert json.loads((tmp_path / "a" / "adapter_config.json").read_text())["target_modules"] == sorted(names)
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == sorted(ADAPTER)

@@ -67,6 +67,20 @@ Workers = Annotated[
     int | None, typer.Option("--workers", min=1, help="Cells at a time. Default: one per GPU, else per two cores.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the cells, time and disk; write nothing.")]
+ColumnsOf = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--columns", metavar="FIELD=COLUMN,...", help="Where a file has what, e.g. label=gold,probabilities=p_*."
+    ),
+]
+Likelihood = Annotated[
+    str,
+    typer.Option(
+        "--likelihood",
+        metavar="acc|acc_norm|acc_bytes",
+        help="lm-eval's samples: softmax of summed log-likelihoods, or of those by length in characters or bytes.",
+    ),
+]
 SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Leave bad rows out and write them to a file.")]
 
 
@@ -328,6 +342,7 @@ def compare(
         layers=layers,
         baseline=baseline,
         temperature=not no_temperature,
+        engine=engine,
     )
     if dry_run:
         outcomes = [campaign.state(cell) for cell in made.cells]
@@ -335,7 +350,15 @@ def compare(
         print(json.dumps({"cells": cells}) if as_json else comparing.plan_table(cells, made, outcomes))
         return
     outcomes, found = comparing.run(
-        made, output, held, engine=engine, workers=workers, gpus_per_cell=gpus_per_cell, baseline=baseline, say=_say
+        made,
+        output,
+        held,
+        engine=engine,
+        workers=workers,
+        gpus_per_cell=gpus_per_cell,
+        baseline=baseline,
+        preset=preset,
+        say=_say,
     )
     _show_comparison(found, output, as_json)
     if problems := comparing.problems_of(outcomes):
@@ -369,31 +392,43 @@ def _show_comparison(found: dict[str, Any], output: Path, as_json: bool) -> None
 @app.command()
 def metrics(
     source: Annotated[
-        Path, typer.Argument(metavar="PREDICTIONS", help="Anyone's jsonl or csv with probabilities and label.")
+        Path, typer.Argument(metavar="PREDICTIONS", help="Anyone's predictions, or a results folder of lm-eval.")
     ],
     bins: Annotated[int, typer.Option("--bins", min=1, help="Equal-width bins of the calibration error.")] = 15,
+    columns: ColumnsOf = None,
+    likelihood: Likelihood = "acc",
+    by_group: Annotated[bool, typer.Option("--by-group", help="Part each task by the rows' group, too.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure a file of predictions: accuracy, calibration, selective prediction, with intervals."""
+    """Measure predictions: accuracy, calibration, selective prediction, with intervals; by task, method and seed."""
     from uq4ct import predictions
-    from uq4ct.metrics import Answers, summarize
+    from uq4ct.metrics import summarize
     from uq4ct.report import table
 
-    result = summarize(Answers.of_rows(predictions.read(source)), task=source.stem, bins=bins)
-    print(json.dumps(result, ensure_ascii=False, allow_nan=False) if as_json else table([result]))
+    results = []
+    for (task, method, seed), rows in predictions.evaluations(_reader(columns, likelihood)(source), by_group).items():
+        names = {"task": task or source.stem, "method": method, "seed": seed}
+        results.append({key: name for key, name in names.items() if name is not None} | summarize(rows, bins=bins))
+    if as_json:
+        shown = results[0] if len(results) == 1 else {"results": results}
+        print(json.dumps(shown, ensure_ascii=False, allow_nan=False))
+    else:
+        print(table(results))
 
 
 @app.command()
 def report(
     sources: Annotated[
-        list[Path], typer.Argument(metavar="RUN|PREDICTIONS ...", help="Run folders or prediction files.")
+        list[Path], typer.Argument(metavar="RUN|PREDICTIONS ...", help="Run folders, or anyone's predictions.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The html file to write.")] = Path("report.html"),
+    columns: ColumnsOf = None,
+    likelihood: Likelihood = "acc",
 ) -> None:
     """Write one self-contained html report from run folders or prediction files; no model is loaded."""
     from uq4ct.report import build_report
 
-    build_report(sources, output)
+    build_report(sources, output, read=_reader(columns, likelihood))
     _say(f"wrote {output}")
 
 
@@ -613,6 +648,20 @@ def _rule(run: Any, abstain_below: float | None, target_accuracy: float | None) 
     rule = evaluating.target_accuracy_rule(run, target_accuracy)
     _say(f"abstain below confidence {rule.threshold:.4f}: {rule.describe()}")
     return rule
+
+
+def _reader(columns: list[str] | None, likelihood: str) -> Callable[[Path], list[Any]]:
+    """Return what reads a prediction file as flags say, and tells how it did."""
+    from uq4ct import predictions
+
+    named = predictions.Columns.parse(columns or [])
+
+    def read(path: Path) -> list[Any]:
+        reading = predictions.read_any(path, named, likelihood)
+        _say(reading.how)
+        return reading.rows
+
+    return read
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from uq4ct.runs import Say, to_stderr
 
 Json = dict[str, Any]
 
+
 def plan(
     methods: str,
     evaluate: Sequence[str],
@@ -30,6 +33,7 @@ def plan(
     layers: Sequence[Layer],
     baseline: str | None = None,
     temperature: bool = True,
+    engine: str = "local",
 ) -> Plan:
     """Lay out the comparison; raise UserError with every mistake of the call.
 
@@ -37,6 +41,8 @@ def plan(
     """
     source = str(resolve(layers).data.source)
     problems = Problems()
+    with problems.caught():
+        campaign.check_engine(engine)
     with problems.caught():
         refuse_foreign(output)
     with problems.caught():
@@ -144,11 +150,20 @@ def problems_of(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def refuse_foreign(output: Path) -> None:
-    """Refuse a folder that holds anything but a campaign."""
-    if output.is_dir() and any(output.iterdir()) and not (output / "cells").is_dir():
+    """Refuse a folder that holds anything but a campaign, and a place where none can be made."""
+    if (output / "cells").is_dir():
+        return
+    if output.is_dir() and any(output.iterdir()):
         raise UserError(f"--output: {output} is not empty and holds no comparison; choose another folder")
-    if output.exists() and not output.is_dir():
-        raise UserError(f"--output: {output} is a file, expected a folder")
+    place = output
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        raise UserError(f"--output: {place} is a file, expected a folder")
+    try:  # permissions alone do not tell: not for root, and not in /proc
+        os.rmdir(tempfile.mkdtemp(dir=place, prefix=".uq4ct-"))
+    except OSError as error:
+        raise UserError(f"--output: {place}: no folder can be made there ({error.strerror}); choose another") from error
 
 
 def run(
@@ -160,12 +175,16 @@ def run(
     workers: int | None,
     gpus_per_cell: float | None,
     baseline: str | None = None,
+    preset: str | None = None,
     say: Say = to_stderr,
 ) -> tuple[list[Outcome], Json]:
-    """Run what has no result yet; return what became of every cell, and what was written to results.json."""
+    """Run what has no result yet; return what became of every cell, and what was written to results.json.
+
+    ``preset`` is the one that the plan's layers begin with, None for the protocol's own.
+    """
     for note in (*made.notes, *made.absent.values()):
         say(f"note: {note}")
     outcomes = campaign.run_cells(
         made.cells, output, engine=engine, workers=workers, gpus_per_cell=gpus_per_cell, say=say
     )
-    return outcomes, write_results(made, outcomes, held, output, baseline)
+    return outcomes, write_results(made, outcomes, held, output, baseline, preset=preset or held.preset)

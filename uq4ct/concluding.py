@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,18 @@ def baseline_of(methods: Sequence[str], asked: str | None) -> str:
 
 
 def write_results(
-    made: Plan, outcomes: Sequence[Outcome], held: Protocol, output: Path, baseline: str | None = None
+    made: Plan,
+    outcomes: Sequence[Outcome],
+    held: Protocol,
+    output: Path,
+    baseline: str | None = None,
+    *,
+    preset: str,
 ) -> Json:
     """Write results.json and the tables from the files of finished cells, and return what is in results.json.
 
-    Nothing is computed again, or written, where the finished cells are the same as the last time.
+    ``preset`` is the one that the cells' options start from. Nothing is computed again, or written, where the finished
+    cells are the same as the last time.
     """
     scored = [
         Scored(outcome.cell.method, outcome.cell.seed, outcome.cell.folder, _evaluations(outcome.cell.folder))
@@ -52,7 +59,12 @@ def write_results(
     options = outcomes[0].cell.config.eval
     settings = Settings(bins=options.bins, resamples=max(RESAMPLES, options.resamples))
     methods = list(dict.fromkeys(outcome.cell.method for outcome in outcomes))
-    facts = {"cells": list(map(_told, outcomes)), "absent": dict(made.absent), "remarks": list(made.notes)}
+    facts = {
+        "cells": list(map(_told, outcomes)),
+        "absent": dict(made.absent),
+        "remarks": list(made.notes),
+        "protocol": _protocol(held, preset, {o.cell.config.data.calibration_fraction for o in outcomes}),
+    }
     device = outcomes[0].cell.config.model.device
 
     def made_with() -> Json:
@@ -81,6 +93,8 @@ def reread(output: Path, baseline: str | None = None) -> Json:
     made_with |= {key: before[key] for key in made_with if key in before}
     facts = {"cells": cells, "absent": before.get("absent", {}), "remarks": before.get("remarks", [])}
     held = PROTOCOLS[before.get("protocol", {}).get("name", "sound")]
+    shares = {answered.options_of(run)["data"]["calibration_fraction"] for run in scored}
+    facts["protocol"] = before.get("protocol") or _protocol(held, None, shares)
     return _write(scored, held, settings, chosen, output, facts, lambda: made_with)
 
 
@@ -122,13 +136,12 @@ def _write(
     """Compute and write what finished cells say, unless it is there already."""
     seeds = len({cell["seed"] for cell in facts["cells"]})
     about = [answered.fingerprint(scored), held.name, baseline, vars(settings), _digest()]
-    identity = json.dumps([*about, facts["absent"], facts["cells"]])
+    identity = json.dumps([*about, facts["absent"], facts["cells"], facts["protocol"]])
     before = _read(output / "results.json")
     if before.get("identity") == identity:
         return before
     there = baseline in {run.method for run in scored}
     found: Json = {
-        "protocol": {"name": held.name, "preset": held.preset, "summary": held.summary},
         "notes": _notes(held, settings, facts, baseline if there else None),
         "settings": {"bins": settings.bins, "resamples": settings.resamples, "level": settings.level},
         **made_with(),
@@ -148,6 +161,11 @@ def text_of(found: Json) -> str:
     """Return the tables of results.json for a terminal."""
     table = comparison_tables.text(found)
     return f"{comparison_tables.cost_table(found['costs'])}\n\n{table}" if found["results"] else table
+
+
+def _protocol(held: Protocol, preset: str | None, shares: Collection[float]) -> Json:
+    """Describe what was held to; without a preset where nothing tells it."""
+    return {"name": held.name, "preset": preset, "summary": held.summary(preset, shares)}
 
 
 def _digest() -> str:
@@ -180,7 +198,7 @@ def _notes(held: Protocol, settings: Settings, facts: Json, baseline: str | None
         f"the intervals are as wide as so few make them{'' if seeds > 1 else ', and one seed claims nothing'}."
     )
     return [
-        f"Protocol {held.name}: {held.summary}.",
+        f"Protocol {held.name}: {facts['protocol']['summary']}.",
         *([few] if seeds < held.fewest else []),
         *(["+temperature: one temperature per run, fitted on its calibration split and kept under shift."] * scaled),
         f"± is the standard deviation over seeds; intervals (files) {level}, by {settings.resamples:,} two-level "

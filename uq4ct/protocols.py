@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +21,8 @@ class Protocol:
     split: Literal["test", "paper"]
     seeds: str  # when none are named
     fewest: int  # seeds for which the tables need no remark
-    summary: str
+    evaluated: str  # the split, in words
+    caution: str = ""
 
     @property
     def temperature(self) -> bool:
@@ -32,6 +34,21 @@ class Protocol:
         """The options that it sets."""
         return Layer.of({"data": {"calibration_fraction": self.calibration}}, f"--protocol {self.name}")
 
+    def summary(self, preset: str | None, shares: Collection[float]) -> str:
+        """Say in a sentence what was held to: the split, the shares of train kept for calibration, and the preset.
+
+        Any of the options may have been set otherwise; each run's config.yaml has them all.
+
+        >>> PROTOCOLS["sound"].summary("bayesian-lora", {0.0, 0.25})
+        'the labelled test split (where there is none, validation), 0 % or 25 % of train kept for calibration, \
+by method, preset bayesian-lora'
+        """
+        kept = " or ".join(f"{100 * share:g} %" for share in sorted(shares))
+        by_method = ", by method" if len(shares) > 1 else ""
+        split = f"{kept} of train kept for calibration{by_method}" if any(shares) else "no calibration split"
+        options = f", preset {preset}" if preset else ""
+        return f"{self.evaluated}, {split}{options}{self.caution}"
+
 
 PROTOCOLS = {
     "sound": Protocol(
@@ -41,7 +58,7 @@ PROTOCOLS = {
         "test",
         "1,2,3,4,5",
         5,
-        "the labelled test split (where there is none, validation), 10 % of train kept for post-hoc calibration",
+        "the labelled test split (where there is none, validation)",
     ),
     "paper": Protocol(
         "paper",
@@ -50,8 +67,8 @@ PROTOCOLS = {
         "paper",
         "1,2,3",
         3,
-        "the paper's settings, evaluated on validation where it does, no calibration split. That validation split was "
-        "used to choose hyper-parameters, so expect numbers that flatter",
+        "validation where the paper evaluates on it",
+        ". That validation split was used to choose hyper-parameters, so expect numbers that flatter",
     ),
 }
 

@@ -97,12 +97,14 @@ def disk_bytes(plan: Plan, todo: Sequence[Cell]) -> int:
 def _seconds(cell: Cell, size: Size, speed: float, trains: bool, answers: bool) -> float:
     """A forward pass is 2 operations per parameter and token; the backward pass through a frozen base 2, through the
     adapter 4."""
-    seconds = START
+    seconds, method = START, cell.config.method
     if trains:
         work = size.training_tokens * (4 * size.parameters + 6 * size.trainable)
         seconds += _trainings(cell) * (work / speed + STEP * size.steps)
-    work = size.answer_tokens * 2 * (size.parameters + size.trainable)
-    answering = cell.config.method.passes * (work / speed + ANSWER * size.answers)
+    token = 2 * (size.parameters + size.trainable) / speed
+    fitting = method.fit_cost(size.questions, size.calibration, size.choices)
+    seconds += fitting * (size.question_tokens * token + ANSWER)
+    answering = method.answer_cost(size.choices) * (size.answer_tokens * token + ANSWER * size.answers)
     return seconds + answering * (1.0 if answers else size.calibration / size.answers)
 
 

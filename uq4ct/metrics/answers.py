@@ -64,8 +64,13 @@ class Answers:
     def of_rows(cls, rows: Sequence[Mapping[str, Any]]) -> Answers:
         """Make answers from prediction rows; rows without a label are left out and counted.
 
-        Log-probabilities come from ``logits`` where a row has them. Raises UserError when no row has a label.
+        Log-probabilities come from ``logits`` where a row has them. Rows without any distribution become
+        ``Confidences``. Raises UserError when no row has a label.
         """
+        if rows and all(row.get("probabilities") is None for row in rows):
+            from uq4ct.metrics.confidences import Confidences
+
+            return Confidences.of_rows(rows)
         labelled = [row for row in rows if row.get("label") is not None]
         if not labelled:
             raise UserError(f"none of the {len(rows)} predictions has a label; metrics need the gold answers")

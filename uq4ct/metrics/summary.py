@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from uq4ct.metrics import calibration_error, proper_scores, selective
 from uq4ct.metrics.answers import Answers, Metric, Settings, Undefined
 from uq4ct.metrics.intervals import bootstrap_weights, percentile, pivotal, wilson
+
+T = TypeVar("T")
 
 METRICS: tuple[Metric, ...] = (*proper_scores.METRICS, *calibration_error.METRICS, *selective.METRICS)
 
@@ -47,14 +49,14 @@ def summarize(
         "n": answers.n,
         "unlabelled": answers.unlabelled,
         **values,
-        "chance": float((1.0 / answers.mask.sum(axis=1)).mean()),
+        "chance": _where_known(lambda: float((1.0 / answers.mask.sum(axis=1)).mean())),
         "accuracy_at_coverage": selective.coverage_table(answers),
         "answered": _answered(answers, level),
         "intervals": _intervals(answers, settings, defined, values),
         "ece_null": calibration_error.ece_null(answers.confidence, answers.correct, bins, resamples, seed),
         "bins": calibration_error.bin_table(answers.confidence, answers.correct, bins, resamples, seed),
-        "predicted_letters": _letters(answers.predicted, answers.mask),
-        "gold_letters": _letters(answers.answer, answers.mask),
+        "predicted_letters": _where_known(lambda: _letters(answers.predicted, answers.mask)),
+        "gold_letters": _where_known(lambda: _letters(answers.answer, answers.mask)),
         "strata": _strata(answers),
         "settings": asdict(settings) | {"binning": "equal width, right-closed"},
         "reasons": reasons,
@@ -111,6 +113,14 @@ def list_metrics() -> list[dict[str, str]]:
     'accuracy'
     """
     return [{"name": metric.name, "better": metric.better, "summary": metric.summary} for metric in METRICS]
+
+
+def _where_known(value: Callable[[], T]) -> T | None:
+    """Return a value, None where these answers do not have it."""
+    try:
+        return value()
+    except Undefined:
+        return None
 
 
 def _letters(index: np.ndarray, mask: np.ndarray) -> dict[str, int]:

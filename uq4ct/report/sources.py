@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from uq4ct.metrics import Answers, summarize
 from uq4ct.posthoc.abstain import AbstainRule
 
 Json = Mapping[str, Any]
+Read = Callable[[Path], list[Any]]  # a prediction file, or a results folder of lm-eval, to its rows
 
 
 @dataclass(frozen=True)
@@ -63,17 +64,17 @@ class Material:
         return tuple(evaluation for evaluation in self.evaluations if evaluation.task == task)
 
 
-def read_sources(sources: Sequence[Path | str]) -> Material:
-    """Read run folders, folders of runs, and prediction files.
+def read_sources(sources: Sequence[Path | str], read: Read = predictions.read) -> Material:
+    """Read run folders, folders of runs, and prediction files, these and results folders of lm-eval with ``read``.
 
     Raises UserError where a source is neither, where a file of an evaluation has changed, or where nothing has a label.
     """
-    parts = [part for source in sources for part in _read(Path(source))]
+    parts = [part for source in sources for part in _read(Path(source), read)]
     if not parts:
         raise UserError("a report needs at least one run folder or prediction file")
     labels = _labels(parts)
     evaluations = [
-        Evaluation(label, task, metrics, tuple(rows), Answers.of_rows(rows))
+        Evaluation(label, task, metrics, tuple(row for row in rows if row["probabilities"]), Answers.of_rows(rows))
         for label, part in zip(labels, parts, strict=True)
         for task, metrics, rows in part.evaluations
     ]
@@ -104,17 +105,22 @@ class _Part:
     rule: str = ""
 
 
-def _read(source: Path) -> Iterator[_Part]:
+def _read(source: Path, read: Read) -> Iterator[_Part]:
     if source.is_file():
-        yield from _file(source)
+        yield from _file(source, read)
     elif not source.is_dir():
         raise UserError(f"{source}: no such run folder or prediction file")
     elif _is_run(source):
         yield _run(source)
     else:
         folders = sorted(folder for folder in source.iterdir() if folder.is_dir() and _is_run(folder))
-        if not folders:
-            raise UserError(f"{source}: neither a run folder (no uq4ct.json, no evaluations/) nor a folder of runs")
+        if not folders and any(next(source.glob(f"{depth}samples_*.jsonl"), None) for depth in ("", "*/")):
+            yield from _file(source, read)
+        elif not folders:
+            raise UserError(
+                f"{source}: neither a run folder (no uq4ct.json, no evaluations/) nor a folder of runs, nor one with "
+                "samples of lm-eval"
+            )
         yield from map(_run, folders)
 
 
@@ -122,14 +128,14 @@ def _is_run(folder: Path) -> bool:
     return (folder / "uq4ct.json").is_file() or (folder / "evaluations").is_dir()
 
 
-def _file(path: Path) -> Iterator[_Part]:
-    """Split a prediction file by the method and seed that its rows name."""
-    groups: dict[tuple[Any, Any], list[Any]] = {}
-    for row in predictions.read(path):
-        groups.setdefault((row.get("method"), row.get("seed")), []).append(row)
-    for (method, seed), rows in groups.items():
-        task = path.parent.name if path.stem == "predictions" else path.stem if method else "predictions"
-        yield _Part(str(path), method or path.stem, seed, [(task, summarize(rows), rows)])
+def _file(path: Path, read: Read) -> Iterator[_Part]:
+    """Split a prediction file, or a folder of samples, by the method and seed that its rows name."""
+    groups: dict[tuple[Any, Any], list[tuple[str, Json, list[Any]]]] = {}
+    for (task, method, seed), rows in predictions.evaluations(read(path)).items():
+        named = path.parent.name if path.stem == "predictions" else path.stem if method else "predictions"
+        groups.setdefault((method, seed), []).append((task or named, summarize(rows), rows))
+    for (method, seed), evaluations in groups.items():
+        yield _Part(str(path), method or path.stem, seed, evaluations)
 
 
 def _run(folder: Path) -> _Part:
