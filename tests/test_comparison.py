@@ -13,13 +13,14 @@ from compared_runs import scored
 
 from uq4ct.errors import UserError
 from uq4ct.metrics import METRICS, Answers
+from uq4ct.metrics.added_value import added_value, confidence_logit
 from uq4ct.metrics.answers import Settings
 from uq4ct.metrics.calibration_error import ece
 from uq4ct.metrics.intervals import bootstrap_weights
 from uq4ct.metrics.paired import few_seeds, seed_shares
 from uq4ct.metrics.selective import auroc
 from uq4ct.report import comparison, comparison_tables, differences
-from uq4ct.report.answered import Answered
+from uq4ct.report.answered import Answered, read
 
 QUICK = Settings(resamples=100)
 
@@ -358,6 +359,12 @@ def test_feu_is_tested_beside_the_confidence_against_shuffles_and_the_plain_mixt
     )
     assert mine["added_value"]["p"] < 0.001 < 0.05 < plain["added_value"]["p"]
     assert mine["added_value"]["coefficient"] > 0
+    tests = [
+        added_value(confidence_logit(run.answers), run.answers.feu, run.answers.correct)
+        for run in read(runs)["coins"]["mixlora"]
+    ]
+    assert plain["added_value"]["p"] == pytest.approx(min(1.0, 2 * np.median([test.p for test in tests])))
+    assert plain["added_value"]["lr_statistic"] == pytest.approx(np.median([test.lr_statistic for test in tests]))
     assert mine["shuffled_interval"][0] < 0.5 < mine["shuffled_interval"][1] < mine["feu_auroc"]
     assert (mine["beta_zero_method"], mine["beta_zero_feu_auroc"]) == ("mixlora", plain["feu_auroc"])
     assert plain["beta_zero_method"] is None

@@ -17,7 +17,7 @@ import numpy as np
 from uq4ct.metrics import Answers
 from uq4ct.metrics.answers import Metric, Settings, Undefined
 from uq4ct.metrics.intervals import bootstrap_weights
-from uq4ct.metrics.paired import over_seeds
+from uq4ct.metrics.paired import OverSeeds, over_seeds
 from uq4ct.metrics.summary import METRICS
 from uq4ct.report import differences, usefulness
 from uq4ct.report.answered import Answered, Json, Scored, beta_zero, options_of, read, trained_on
@@ -26,13 +26,10 @@ Result = dict[str, Any]
 Draws = Mapping[str, Mapping[str, np.ndarray]]  # by method and metric: (resample, seed)
 
 AT_ONCE = 64  # resamples: a block of them and of 2,000 questions stays in the processor's cache
-# What a mean can be at all, [0, 1] unless it stands here: few seeds make intervals that would reach beyond.
-BOUNDS = {
-    "nll": (0.0, np.inf),
-    "excess_log_loss": (0.0, np.inf),
-    "brier": (0.0, 2.0),
-    "signed_gap": (-1.0, 1.0),
-}
+# What a mean can be at all, where it is bounded: few seeds make intervals that would reach beyond.
+SHARES = ("accuracy", "auroc", "aurc", "augrc", "feu_auroc", "feu", "confidence", "letter_mass", "truth_gap")
+BOUNDS = {"nll": (0.0, np.inf), "excess_log_loss": (0.0, np.inf), "brier": (0.0, 2.0), "signed_gap": (-1.0, 1.0)}
+BOUNDS |= dict.fromkeys(SHARES, (0.0, 1.0))
 
 
 def compare(scored: Sequence[Scored], seeds: int, settings: Settings, baseline: str | None) -> dict[str, Any]:
@@ -112,7 +109,6 @@ def _over_seeds(runs: Sequence[Answered], draws: Mapping[str, np.ndarray], seeds
     }
     reasons = {key: reason for result in found for key, reason in (result.get("reasons") or {}).items()}
     whole = len(runs) == seeds > 1
-    bounds = {name: BOUNDS.get(name, (0.0, 1.0)) for name in means}
     null = {end: float(np.mean([each["ece_null"][end] for each in found])) for end in ("mean", "low", "high", "p95")}
     ece = float(np.mean(values["ece"]))
     return {
@@ -125,18 +121,20 @@ def _over_seeds(runs: Sequence[Answered], draws: Mapping[str, np.ndarray], seeds
         **{metric.name: float(np.mean(values[metric.name])) if metric in defined else None for metric in METRICS},
         "sd": {metric.name: float(np.std(values[metric.name], ddof=1)) if whole else None for metric in defined},
         "item_sd": {name: mean.item_sd for name, mean in means.items()},
-        "intervals": {
-            metric.name: np.clip(means[metric.name].interval, *bounds[metric.name]).tolist()
-            if metric.name in means
-            else None
-            for metric in defined
-        },
+        "intervals": {metric.name: _interval(metric, means.get(metric.name)) for metric in defined},
         "values": values,
         "ece_null": null,
         "calibrated": ece <= null["high"],  # not distinguishable from: ECE within what calibrated models show
         **_made_with(runs[0], settings),
         "reasons": reasons,
     }
+
+
+def _interval(metric: Metric, mean: OverSeeds | None) -> list[float] | None:
+    """Return the interval of a mean within what the metric can be; None where no resample has a value."""
+    calibration_error = metric.interval == "pivotal"
+    bounds = (0.0, 1.0) if calibration_error else BOUNDS.get(metric.name, (-np.inf, np.inf))
+    return np.clip(mean.interval, *bounds).tolist() if mean else None
 
 
 def _made_with(run: Answered, settings: Settings) -> Result:
