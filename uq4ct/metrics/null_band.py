@@ -74,24 +74,26 @@ def ece_null(
     }
 
 
-def verdict(p_value: float, gap: float, gap_interval: tuple[float, float] | list[float] | None) -> str:
-    """Say in words what ECE shows beside its null band, and in which direction confidence errs.
+def verdict(error: float, high: float, gap: float, gap_interval: tuple[float, float] | list[float] | None) -> str:
+    """Say in words what ECE shows beside the upper end of its null band, and in which direction confidence errs.
 
-    An ECE that more than 5 % of perfectly calibrated models reach or exceed is no evidence of miscalibration.
+    Below the band is no miscalibration either. Of perfectly calibrated models 97.5 % are called so.
 
-    >>> verdict(0.4, 0.03, (0.01, 0.05))
+    >>> verdict(0.03, 0.04, 0.01, (-0.01, 0.03))
     'not distinguishable from calibrated'
-    >>> verdict(0.001, -0.031, (-0.05, -0.01))
+    >>> verdict(0.03, 0.04, 0.02, (0.01, 0.03))
+    'not distinguishable from calibrated, yet on average overconfident by 2.0 points'
+    >>> verdict(0.05, 0.04, -0.031, (-0.05, -0.01))
     'underconfident by 3.1 points'
-    >>> verdict(0.001, 0.01, (-0.01, 0.03))
+    >>> verdict(0.05, 0.04, 0.01, (-0.01, 0.03))
     'miscalibrated in both directions'
     """
-    if p_value > 0.05:
-        return "not distinguishable from calibrated"
-    low, high = gap_interval or (gap, gap)
-    if low > 0 or high < 0:
-        return f"{'over' if gap > 0 else 'under'}confident by {100 * abs(gap):.1f} points"
-    return "miscalibrated in both directions"
+    ends = gap_interval or (gap, gap)
+    errs = f"{'over' if gap > 0 else 'under'}confident by {100 * abs(gap):.1f} points"
+    established = ends[0] > 0 or ends[1] < 0
+    if error <= high + 1e-12:
+        return f"not distinguishable from calibrated{f', yet on average {errs}' if established else ''}"
+    return errs if established else "miscalibrated in both directions"
 
 
 def bin_table(
