@@ -80,7 +80,7 @@ def simulate(
         null = ece_null(answers.confidence, answers.correct, draws=resamples, seed=replicate)
         error, gap = found.values["ece"] or 0.0, found.values["signed_gap"] or 0.0
         words = verdict(error, null["high"], gap, found.intervals["signed_gap"])
-        calibrated += words.startswith("not distinguishable from calibrated")
+        calibrated += words == "not distinguishable from calibrated"
         for name in names:
             low, high = found.intervals[name] or (np.nan, np.nan)
             held[name] += low <= truth[name] <= high

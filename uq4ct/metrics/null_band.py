@@ -79,21 +79,19 @@ def verdict(error: float, high: float, gap: float, gap_interval: tuple[float, fl
 
     Below the band is no miscalibration either. Of perfectly calibrated models 97.5 % are called so.
 
-    >>> verdict(0.03, 0.04, 0.01, (-0.01, 0.03))
+    >>> verdict(0.03, 0.04, 0.02, (0.01, 0.05))
     'not distinguishable from calibrated'
-    >>> verdict(0.03, 0.04, 0.02, (0.01, 0.03))
-    'not distinguishable from calibrated, yet on average overconfident by 2.0 points'
     >>> verdict(0.05, 0.04, -0.031, (-0.05, -0.01))
     'underconfident by 3.1 points'
     >>> verdict(0.05, 0.04, 0.01, (-0.01, 0.03))
     'miscalibrated in both directions'
     """
-    ends = gap_interval or (gap, gap)
-    errs = f"{'over' if gap > 0 else 'under'}confident by {100 * abs(gap):.1f} points"
-    established = ends[0] > 0 or ends[1] < 0
     if error <= high + 1e-12:
-        return f"not distinguishable from calibrated{f', yet on average {errs}' if established else ''}"
-    return errs if established else "miscalibrated in both directions"
+        return "not distinguishable from calibrated"
+    low, high = gap_interval or (gap, gap)
+    if low > 0 or high < 0:
+        return f"{'over' if gap > 0 else 'under'}confident by {100 * abs(gap):.1f} points"
+    return "miscalibrated in both directions"
 
 
 def bin_table(
