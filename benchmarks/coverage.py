@@ -70,7 +70,7 @@ def simulate(
 ) -> dict[str, Any]:
     """Return how often each interval holds the truth, the mean estimate, and how often the verdict is 'calibrated'."""
     truth, generator = truth_of(world), np.random.default_rng([seed, n, list(WORLDS).index(world)])
-    chosen = [metric for metric in METRICS if metric.name in {*names, "signed_gap"}]
+    chosen = [metric for metric in METRICS if metric.name in {*names, "signed_gap", "ece"}]
     held, estimates, calibrated = dict.fromkeys(names, 0), dict.fromkeys(names, 0.0), 0
     for replicate in range(replicates):
         p, chances = draw(world, n, generator)
@@ -78,7 +78,8 @@ def simulate(
         answers = Answers.of(p, answer)
         found = measure(answers, Settings(resamples=resamples, seed=replicate), chosen)
         null = ece_null(answers.confidence, answers.correct, draws=resamples, seed=replicate)
-        words = verdict(null["p_value"], found.values["signed_gap"] or 0.0, found.intervals["signed_gap"])
+        error, gap = found.values["ece"] or 0.0, found.values["signed_gap"] or 0.0
+        words = verdict(error, null["high"], gap, found.intervals["signed_gap"])
         calibrated += words == "not distinguishable from calibrated"
         for name in names:
             low, high = found.intervals[name] or (np.nan, np.nan)

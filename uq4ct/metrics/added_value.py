@@ -100,4 +100,4 @@ def fit_logistic(columns: np.ndarray, correct: np.ndarray) -> tuple[float, np.nd
 
 def _log_likelihood(columns: np.ndarray, correct: np.ndarray, coefficients: np.ndarray) -> float:
     odds = columns @ coefficients
-    return float((correct * odds - np.logaddexp(0.0, odds)).sum())
+    return float(correct @ odds - (np.maximum(odds, 0.0) + np.log1p(np.exp(-np.abs(odds)))).sum())

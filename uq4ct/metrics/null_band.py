@@ -74,19 +74,19 @@ def ece_null(
     }
 
 
-def verdict(p_value: float, gap: float, gap_interval: tuple[float, float] | list[float] | None) -> str:
-    """Say in words what ECE shows beside its null band, and in which direction confidence errs.
+def verdict(error: float, high: float, gap: float, gap_interval: tuple[float, float] | list[float] | None) -> str:
+    """Say in words what ECE shows beside the upper end of its null band, and in which direction confidence errs.
 
-    An ECE that more than 5 % of perfectly calibrated models reach or exceed is no evidence of miscalibration.
+    Below the band is no miscalibration either. Of perfectly calibrated models 97.5 % are called so.
 
-    >>> verdict(0.4, 0.03, (0.01, 0.05))
+    >>> verdict(0.03, 0.04, 0.02, (0.01, 0.05))
     'not distinguishable from calibrated'
-    >>> verdict(0.001, -0.031, (-0.05, -0.01))
+    >>> verdict(0.05, 0.04, -0.031, (-0.05, -0.01))
     'underconfident by 3.1 points'
-    >>> verdict(0.001, 0.01, (-0.01, 0.03))
+    >>> verdict(0.05, 0.04, 0.01, (-0.01, 0.03))
     'miscalibrated in both directions'
     """
-    if p_value > 0.05:
+    if error <= high + 1e-12:
         return "not distinguishable from calibrated"
     low, high = gap_interval or (gap, gap)
     if low > 0 or high < 0:

@@ -66,7 +66,7 @@ def summarize(
         "n": answers.n,
         "unlabelled": answers.unlabelled,
         **values,
-        "verdict": verdict(null["p_value"], values["signed_gap"] or 0.0, intervals["signed_gap"]),
+        "verdict": verdict(values["ece"] or 0.0, null["high"], values["signed_gap"] or 0.0, intervals["signed_gap"]),
         "chance": _where_known(lambda: float((1.0 / answers.mask.sum(axis=1)).mean())),
         "base_rate": {"aupr_right": values["accuracy"], "aupr_wrong": 1.0 - (values["accuracy"] or 0.0)},
         "accuracy_at_coverage": selective.coverage_table(answers),

@@ -116,9 +116,12 @@ def shuffle_control(
     result: dict[str, Any] = {"permutations": permutations}
     result["error_auroc"] = [float(np.mean(areas)), float(low), float(high)]
     try:
-        odds = confidence_logit(answers)
+        odds = _standardised(confidence_logit(answers))
         real = added_value(odds, score, answers.correct).lr_statistic
-        chance = np.array([added_value(odds, one, answers.correct).lr_statistic for one in dealt])
+        known = np.column_stack([np.ones(answers.n), odds])
+        without, _ = fit_logistic(known, answers.correct)
+        fitted = [fit_logistic(np.column_stack([known, one]), answers.correct)[0] for one in dealt]
+        chance = np.maximum(2 * (np.array(fitted) - without), 0.0)
     except Undefined:
         return result | {"likelihood_ratio": None, "p_value": None}
     as_good = 1 + int((chance >= real - 1e-9).sum())
