@@ -395,6 +395,9 @@ def metrics(
         Path, typer.Argument(metavar="PREDICTIONS", help="Anyone's predictions, or a results folder of lm-eval.")
     ],
     bins: Annotated[int, typer.Option("--bins", min=1, help="Equal-width bins of the calibration error.")] = 15,
+    resamples: Annotated[
+        int, typer.Option("--resamples", min=100, help="Resamples behind every interval and null band.")
+    ] = 1000,
     columns: ColumnsOf = None,
     likelihood: Likelihood = "acc",
     by_group: Annotated[bool, typer.Option("--by-group", help="Part each task by the rows' group, too.")] = False,
@@ -408,7 +411,8 @@ def metrics(
     results = []
     for (task, method, seed), rows in predictions.evaluations(_reader(columns, likelihood)(source), by_group).items():
         names = {"task": task or source.stem, "method": method, "seed": seed}
-        results.append({key: name for key, name in names.items() if name is not None} | summarize(rows, bins=bins))
+        measured = summarize(rows, bins=bins, resamples=resamples)
+        results.append({key: name for key, name in names.items() if name is not None} | measured)
     if as_json:
         shown = results[0] if len(results) == 1 else {"results": results}
         print(json.dumps(shown, ensure_ascii=False, allow_nan=False))
@@ -419,17 +423,24 @@ def metrics(
 @app.command()
 def report(
     sources: Annotated[
-        list[Path], typer.Argument(metavar="RUN|PREDICTIONS ...", help="Run folders, or anyone's predictions.")
+        list[Path],
+        typer.Argument(
+            metavar="RUN|COMPARISON|PREDICTIONS ...", help="Run folders, folders of `uq4ct compare`, prediction files."
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The html file to write.")] = Path("report.html"),
+    figures: Annotated[
+        Path | None,
+        typer.Option("--figures", metavar="DIR", help="Also write each figure (svg pdf png csv json) and the table."),
+    ] = None,
     columns: ColumnsOf = None,
     likelihood: Likelihood = "acc",
 ) -> None:
-    """Write one self-contained html report from run folders or prediction files; no model is loaded."""
+    """Write one self-contained html report from runs, a comparison or prediction files; no model is loaded."""
     from uq4ct.report import build_report
 
-    build_report(sources, output, read=_reader(columns, likelihood))
-    _say(f"wrote {output}")
+    build_report(sources, output, figures=figures, say=_say, read=_reader(columns, likelihood))
+    _say(f"wrote {output}" + ("" if figures is None else f" and the figures in {figures}/"))
 
 
 @app.command()

@@ -60,11 +60,11 @@ def added_value(known: np.ndarray, score: np.ndarray, correct: np.ndarray) -> Ad
     if np.ptp(score) < 1e-12:
         raise Undefined("the score is the same for every answer")
     columns = [np.ones_like(known), *([_standard(known)] if np.ptp(known) >= 1e-12 else [])]
-    without, _ = _fit(np.stack(columns, axis=1), correct)
+    without, _ = fit_logistic(np.stack(columns, axis=1), correct)
     larger = np.stack([*columns, _standard(score)], axis=1)
     if np.linalg.matrix_rank(larger) < larger.shape[1]:
         raise Undefined("the score is a linear function of what is known already")
-    fitted, coefficients = _fit(larger, correct)
+    fitted, coefficients = fit_logistic(larger, correct)
     statistic = max(0.0, 2 * (fitted - without))
     return AddedValue(statistic, erfc(sqrt(statistic / 2)), float(coefficients[-1]))
 
@@ -73,8 +73,14 @@ def _standard(values: np.ndarray) -> np.ndarray:
     return (values - values.mean()) / values.std()
 
 
-def _fit(columns: np.ndarray, correct: np.ndarray) -> tuple[float, np.ndarray]:
-    """Return the highest log-likelihood and its coefficients, by Newton's steps, halved where they overshoot."""
+def fit_logistic(columns: np.ndarray, correct: np.ndarray) -> tuple[float, np.ndarray]:
+    """Return the highest log-likelihood and its coefficients, by Newton's steps, halved where they overshoot.
+
+    ``columns`` (n, column) hold the constant too. Raises Undefined where the likelihood has no maximum.
+
+    >>> fit_logistic(np.ones((4, 1)), np.array([1.0, 1.0, 0.0, 0.0]))[1].tolist()
+    [0.0]
+    """
     coefficients = np.zeros(columns.shape[1])
     best = _log_likelihood(columns, correct, coefficients)
     for _ in range(STEPS):

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from uq4ct.errors import UserError
-from uq4ct.metrics.answers import Answers, Undefined, check_pairs
+from uq4ct.metrics.answers import Answers, Undefined, check_pairs, numbered
 
 REASON = "needs the probability of every choice; these answers have a confidence and whether they are right"
+_ABSENT = ("feu", "letter_mass", "true_probabilities", "strata", "kept", "groups", "entropies", "ginis", "length")
 _UNKNOWN = ("probabilities", "log_probs", "mask", "answer")
 
 
@@ -23,9 +24,10 @@ class Confidences(Answers):
     """
 
     def __init__(self, confidence: object, correct: object, **fields: object):
-        values = {"feu": None, "letter_mass": None, "true_probabilities": None, "strata": None, "kept": None}
+        values: dict[str, object] = dict.fromkeys(_ABSENT)
         pair = check_pairs(np.asarray(confidence, dtype=np.float64), np.asarray(correct, dtype=np.float64))
-        for name, value in {**values, "unlabelled": 0, **fields, "confidence": pair[0], "correct": pair[1]}.items():
+        values |= {"unlabelled": 0, "_made": {}, "_drawn": [None, {}], **fields}
+        for name, value in {**values, "confidence": pair[0], "correct": pair[1]}.items():
             object.__setattr__(self, name, value)
 
     def __getattr__(self, name: str) -> Any:
@@ -51,7 +53,17 @@ class Confidences(Answers):
             feu=None if None in feu else np.array(feu, dtype=np.float64),
             strata=strata if any(strata) else None,
             kept=np.array([not row.get("abstained") for row in known]),
+            groups=numbered([row.get("group") for row in known]),
             unlabelled=len(rows) - len(known),
+        )
+
+    def take(self, index: np.ndarray) -> Confidences:
+        """Return the answers at these places, in this order; a place may be named several times."""
+        columns = {name: getattr(self, name) for name in ("feu", "kept", "groups", "length")}
+        taken = {name: None if column is None else column[index] for name, column in columns.items()}
+        strata = None if self.strata is None else tuple(self.strata[i] for i in index)
+        return Confidences(
+            self.confidence[index], self.correct[index], strata=strata, unlabelled=self.unlabelled, **taken
         )
 
     @property
