@@ -121,10 +121,13 @@ def test_a_scaled_method_is_compared_with_the_scaled_baseline(tmp_path):
     names = ["lora", "lora+temperature", "m", "m+temperature", "m+vector"]
     runs = [scored(tmp_path, name, s, first[s - 1], answer) for name in names for s in (1, 2)]
     against = {row["method"]: row["baseline"] for row in comparison.compare(runs, 2, QUICK, "lora")["verdicts"]}
-    assert against == {"lora+temperature": "lora", "m": "lora", "m+temperature": "lora+temperature", "m+vector": "lora"}
+    scaled = dict.fromkeys(["m+temperature", "m+vector"], "lora+temperature")
+    assert against == {"lora+temperature": "lora", "m": "lora", **scaled}
     against = {row["baseline"] for row in comparison.compare(runs, 2, QUICK, "lora+temperature")["verdicts"]}
     assert against == {"lora+temperature"}
-    assert differences.counterpart("m[a=b+c]+vector", "lora", ["lora+vector"]) == "lora+vector"
+    assert differences.counterpart("m[a=b+c]+vector", "lora", ["lora+vector", "lora+temperature"]) == "lora+vector"
+    assert differences.counterpart("m[a=b+c]", "lora", ["lora+c]", "lora+temperature"]) == "lora"
+    assert differences.counterpart("m+feu", "lora", ["lora", "m+feu"]) == "lora"
 
 
 def test_the_errors_of_proper_scores_are_those_of_differences_averaged_over_seeds(tmp_path):

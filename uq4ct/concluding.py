@@ -211,10 +211,11 @@ def _notes(held: Protocol, settings: Settings, facts: Json, baseline: str | None
 
 def _rule(baseline: str) -> str:
     return (
-        f"Verdicts: difference from {baseline}, and of a method with a suffix from {baseline} with that suffix, on the "
-        "same seeds and questions. better: NLL or Brier is lower, its interval without zero, after Holm's correction "
-        "over tasks (not over methods), the other is not higher, and AUROC does not fall, that is: its interval does "
-        f"not lie below zero and it is not lower by more than {FALL}."
+        f"Verdicts: difference from {baseline}, and of a method with a suffix from {baseline} with that suffix, else "
+        "with a temperature, where it is there; on the same seeds and questions. better: NLL or Brier is lower, its "
+        "interval without zero, after Holm's correction over tasks (not over methods), the other is not higher, and "
+        "AUROC does not fall, that is: its interval does not lie below zero and it is not lower by more than "
+        f"{FALL}."
     )
 
 

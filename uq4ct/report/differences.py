@@ -26,19 +26,30 @@ FALL = 0.01  # an AUROC that is lower by more has fallen, whether or not chance 
 
 
 def counterpart(method: str, baseline: str, methods: Sequence[str]) -> str:
-    """Return what a method is compared with: the baseline, with the method's own suffix where it has none and is there.
+    """Return what a method is compared with: the baseline, scaled where the method is and the baseline is not.
 
-    Temperature scaling is given to every method, so a scaled one has to beat the scaled baseline.
+    Temperature scaling is given to every method, so a scaled one has to beat the scaled baseline: that with the same
+    suffix, else that with a temperature, where it is there.
 
     >>> counterpart("uq4ct+temperature", "lora", ["lora", "lora+temperature", "uq4ct", "uq4ct+temperature"])
     'lora+temperature'
-    >>> counterpart("lora+temperature", "lora", ["lora", "lora+temperature"])
+    >>> counterpart("uq4ct+feu", "lora", ["lora", "lora+temperature", "uq4ct+feu"])
+    'lora+temperature'
+    >>> counterpart("lora+vector", "lora", ["lora", "lora+temperature", "lora+vector"])
     'lora'
     """
-    _, plus, suffix = method.rpartition("]")[2].partition("+")
-    scaled = f"{baseline}+{suffix}"
-    has_suffix = "+" in baseline.rpartition("]")[2]
-    return scaled if plus and not has_suffix and scaled in methods and method != scaled else baseline
+    plain, suffix = _parted(method)
+    if not suffix or _parted(baseline)[1] or plain == baseline:
+        return baseline
+    scaled = (f"{baseline}+{name}" for name in (suffix, "temperature"))
+    return next((name for name in scaled if name in methods), baseline)
+
+
+def _parted(method: str) -> tuple[str, str]:
+    """Part a method's name from its suffix, which stands behind any brackets."""
+    head, bracket, tail = method.rpartition("]")
+    name, _, suffix = tail.partition("+")
+    return head + bracket + name, suffix
 
 
 def of_task(
