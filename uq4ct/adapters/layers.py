@@ -15,11 +15,10 @@ from uq4ct.adapters.mixture import (
     LowRank,
     Mixing,
     Projection,
-    add,
+    adapt,
     drop,
     ffn_mixture,
     linear_mixture,
-    low_rank_delta,
     route,
     sample_experts,
 )
@@ -108,7 +107,7 @@ class LoraLinear(AdapterLayer):
         if adapter is None:
             return base
         experts = LowRank(self.uqmoe_A[adapter], self.uqmoe_B[adapter])
-        return add(base, low_rank_delta(drop(x, self.dropout(adapter)), experts, self.settings[adapter].scaling))
+        return adapt(base, drop(x, self.dropout(adapter)), experts, self.settings[adapter].scaling)
 
 
 class RoutedLayer(AdapterLayer, Routed):
