@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from uq4ct.adapters.router import LayerRouting
-from uq4ct.adapters.slots import Arithmetic, slot_activations
+from uq4ct.adapters.slots import Arithmetic, Branch, slot_activations
 
 Mixing = Literal["rescaled", "raw"]
 FfnKind = Literal["gated", "fused", "plain"]
@@ -160,7 +160,7 @@ def ffn_mixture(
     mixing: Mixing,
     scaling: float,
     dropout: float = 0.0,
-    arithmetic: Arithmetic = "lean",
+    arithmetic: Arithmetic = "auto",
 ) -> Float[Tensor, "*tokens width"]:
     """Return sum_k g_k E_k(h), an expert being the whole FFN with its low-rank deltas (Eqs. 2, 3).
 
@@ -169,38 +169,31 @@ def ffn_mixture(
     adapter-free activation a_0. ``dropout`` draws one mask for the FFN's input and one for the activation, each
     shared by all experts. ``arithmetic`` says how gradients are made: see ``slot_activations``.
     """
-    gates = mixing_weights(routing, mixing)
-    base = [projection.base(hidden) for projection in ffn.inputs]
-    adapter_input = drop(hidden, dropout)
+    gates = mixing_weights(routing, mixing).flatten(0, -2)
     chosen = slots.movedim(-2, 0).flatten(1, -2)  # (slot, token, expert)
-    slot_gates = chosen * gates.flatten(0, -2)
-    bottlenecks = [
-        None if p.experts is None else _per_expert(_project(adapter_input, p.experts.A, scaling).flatten(0, -2), chosen)
-        for p in ffn.inputs
-    ]
-    flat = [pre.flatten(0, -2) for pre in base]
+    weights = (chosen * gates).sum(dim=-1)
+    adapter_input = drop(hidden, dropout)
+    branches = [_branch(projection, hidden, adapter_input, scaling) for projection in ffn.inputs]
+    inner = branches[0].base.shape[-1] // (2 if ffn.kind == "fused" else 1)
     down = ffn.down.experts
-    inner = flat[0].shape[-1] // (2 if ffn.kind == "fused" else 1)
-    keep = keep_mask((len(flat[0]), inner), dropout, hidden.device) if dropout and down is not None else None
-    Bs = [None if p.experts is None else p.experts.B.to(z.dtype) for p, z in zip(ffn.inputs, bottlenecks, strict=True)]
-    mixed, projected = slot_activations(
-        flat,
-        bottlenecks,
-        Bs,
-        ffn.activate,
-        slot_gates.sum(dim=-1),
-        None if down is None else down.A.to(_compute_dtype(down.A)),
-        keep,
-        arithmetic=arithmetic,
-    )
+    keep = keep_mask((chosen.shape[1], inner), dropout, hidden.device) if dropout and down is not None else None
+    A = None if down is None else down.A.to(_compute_dtype(down.A))
+    mixed, adapted = slot_activations(branches, ffn.activate, chosen, weights, A, keep, arithmetic)
     if mixing == "raw":
-        rest = 1 - slot_gates.sum(dim=(0, -1))
-        mixed = (mixed + rest[:, None] * ffn.activate(flat)).to(mixed.dtype)
-    output = ffn.down.base(mixed.view(*base[0].shape[:-1], inner))
-    if down is None or projected is None:
+        rest = 1 - weights.sum(dim=0)
+        mixed = (mixed + rest[:, None] * ffn.activate([branch.base for branch in branches])).to(mixed.dtype)
+    output = ffn.down.base(mixed.view(*hidden.shape[:-1], inner))
+    if down is None or adapted is None:
         return output
-    adapted = _per_expert(projected, slot_gates * (scaling / (1 - dropout))).sum(dim=0)
-    return accumulate(output, adapted.view(*output.shape[:-1], -1), down.B)
+    return accumulate(output, (scaling / (1 - dropout)) * adapted.view(*hidden.shape[:-1], -1), down.B)
+
+
+def _branch(projection: Projection, hidden: Tensor, adapter_input: Tensor, scaling: float) -> Branch:
+    base = projection.base(hidden).flatten(0, -2)
+    if projection.experts is None:
+        return Branch(base)
+    bottleneck = _project(adapter_input, projection.experts.A, scaling).flatten(0, -2)
+    return Branch(base, bottleneck, projection.experts.B.to(bottleneck.dtype))
 
 
 def drop(x: Tensor, probability: float) -> Tensor:
