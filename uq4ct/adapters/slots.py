@@ -47,8 +47,8 @@ def slot_activations(
     G_i + B_i (m_j * z_i), one per input projection i: G what the base gives, z its bottleneck. ``activate`` gets them,
     each (any, hidden). Sums are taken in float32 at least and rounded once to the base's dtype.
 
-    ``auto`` is ``sorted`` on a CPU with at least four experts per slot in use and one dtype for all, otherwise
-    ``dense``; under ``torch.compile``, which decides itself what to keep, it is ``autograd``. Only ``autograd`` can be
+    ``auto`` is ``sorted`` on a CPU with four experts or more, half of them in use or fewer, and one dtype for all,
+    otherwise ``dense``; under ``torch.compile``, which decides itself what to keep, it is ``autograd``. Only ``autograd`` can be
     differentiated twice.
 
     >>> base, chosen = torch.ones(3, 4), torch.eye(2, dtype=torch.bool)[:, None].expand(2, 3, 2)
@@ -75,13 +75,17 @@ def slot_activations(
 
 
 def _way(arithmetic: Arithmetic, branches: Sequence[Branch], chosen: Tensor, weights: Tensor) -> Arithmetic:
+    """Return which way to go; raise ValueError where ``sorted`` is asked for and cannot be."""
+    slots, _, experts = chosen.shape
+    dtypes = {part.dtype for branch in branches for part in branch if part is not None} | {weights.dtype}
+    if arithmetic == "sorted" and len(dtypes) > 1:
+        names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+        raise ValueError(f"arithmetic 'sorted' needs one dtype for all, got {names}; use 'dense' or 'auto'")
     if arithmetic != "auto":
         return arithmetic
     if torch.compiler.is_compiling():
         return "autograd"
-    slots, _, experts = chosen.shape
-    dtypes = {part.dtype for branch in branches for part in branch if part is not None}
-    fits = weights.device.type == "cpu" and experts >= 4 and slots <= experts // 2 and dtypes == {weights.dtype}
+    fits = weights.device.type == "cpu" and experts >= 4 and slots <= experts // 2 and len(dtypes) == 1
     return "sorted" if fits else "dense"
 
 
