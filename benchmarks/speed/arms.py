@@ -88,3 +88,21 @@ def _backward_through(model: nn.Module, batch: Mapping[str, Tensor]) -> None:
         uq4ct_loss(model, batch, PLAIN).loss.backward()
     finally:
         handle.remove()
+
+
+def bare_step(model: nn.Module, batch: Mapping[str, Tensor]) -> Callable[[], None]:
+    """Return a training step on cross entropy that neither records the routing nor computes a loss on it."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
+    extra = {"logits_to_keep": 1, "use_cache": False}
+
+    def step() -> None:
+        mask = batch["attention_mask"]
+        positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
+        logits = model(input_ids=batch["input_ids"], attention_mask=mask, position_ids=positions, **extra).logits[:, -1]
+        letters = logits.float().gather(-1, batch["choice_ids"])
+        torch.nn.functional.cross_entropy(letters, batch["answer"]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
