@@ -9,8 +9,8 @@ from torch import nn
 from training_toys import mixture, questions
 
 from uq4ct.adapters import record_routing
+from uq4ct.adapters.bottleneck import bottleneck, keep_mask
 from uq4ct.adapters.layers import FfnMixture, use_arithmetic
-from uq4ct.adapters.mixture import keep_mask
 from uq4ct.adapters.slots import Branch, slot_activations
 from uq4ct.losses.objective import Objective
 from uq4ct.scoring import collate, uq4ct_loss
@@ -147,6 +147,23 @@ def test_a_dropout_mask_keeps_the_share_that_it_should():
             error = columns[lane::4].mean() - (1 - probability)
             assert abs(error) < 4.5 * (probability * (1 - probability) / 250_000) ** 0.5
     assert not torch.equal(keep_mask((64,), 0.5, torch.device("cpu")), keep_mask((64,), 0.5, torch.device("cpu")))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_dropped_projection_has_the_gradients_of_autograd_and_keeps_its_input_alone(dtype):
+    x, A = torch.randn(2, 3, 8).to(dtype).requires_grad_(), torch.randn(4, 8, dtype=torch.float64).requires_grad_()
+    keep = torch.rand(2, 3, 8) > 0.3
+    found = []
+    for by_hand in (True, False):
+        z = bottleneck(x, A, 0.5, keep, by_hand=by_hand)
+        found.append([z, *torch.autograd.grad(z.sin().sum(), [x, A])])
+    for one, other in zip(*found, strict=True):
+        assert one.dtype == other.dtype
+        torch.testing.assert_close(one, other)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        bottleneck(x, A, 0.5, keep)
+    assert {id(tensor) for tensor in kept} <= {id(x), id(A), id(keep)}
 
 
 # ---- a whole model: the same gradients, those of the losses on the routing included

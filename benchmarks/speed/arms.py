@@ -24,7 +24,8 @@ MIXTURE: dict[str, Any] = {"num_experts": 8, "top_k": 2, "r": 16, "lora_alpha": 
 def lora(base: nn.Module, rank: int, dropout: float = DROPOUT) -> nn.Module:
     """Return the base with PEFT's LoRA on the linears that the mixture adapts."""
     targets = linear_targets(base)
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM")
+    options = {"lora_alpha": 2 * rank, "lora_dropout": dropout, "target_modules": targets, "task_type": "CAUSAL_LM"}
+    config = LoraConfig(r=rank, **options)
     return get_peft_model(same_weights(base), config)
 
 
@@ -44,23 +45,23 @@ def matched_rank(base: nn.Module, routing: Any = "ffn_block") -> int:
     return round(mixture_parameters(base, routing, MIXTURE["num_experts"], MIXTURE["r"]) / lora_parameters(base))
 
 
-def models(base: nn.Module, names: list[str]) -> dict[str, nn.Module]:
+def models(base: nn.Module, names: list[str], dropout: float = DROPOUT) -> dict[str, nn.Module]:
     """Return the named arms, all on the same base weights."""
     build: dict[str, Callable[[], nn.Module]] = {
         "base": lambda: same_weights(base),
-        "lora r16": lambda: lora(base, 16),
-        "lora r80": lambda: lora(base, 80),
-        "lora matched": lambda: lora(base, matched_rank(base)),
-        "lora matched to per_linear": lambda: lora(base, matched_rank(base, "per_linear")),
-        "ffn_block": lambda: mixture(base),
-        "per_linear": lambda: mixture(base, routing="per_linear"),
-        "reference loop": lambda: reference(base),
+        "lora r16": lambda: lora(base, 16, dropout),
+        "lora r80": lambda: lora(base, 80, dropout),
+        "lora matched": lambda: lora(base, matched_rank(base), dropout),
+        "lora matched to per_linear": lambda: lora(base, matched_rank(base, "per_linear"), dropout),
+        "ffn_block": lambda: mixture(base, dropout),
+        "per_linear": lambda: mixture(base, dropout, routing="per_linear"),
+        "reference loop": lambda: reference(base, dropout),
     }
     return {name: build[name]() for name in names}
 
 
 def training_step(model: nn.Module, batch: Mapping[str, Tensor], objective: Objective) -> Callable[[], None]:
-    """Return one step of training: forward, loss, backward, AdamW. Without a trainable parameter: forward and backward."""
+    """Return one step of training: forward, loss, backward, AdamW; of the base alone: forward and backward."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.train()
     if not trained:

@@ -38,12 +38,11 @@ def run(settings: Settings) -> dict[str, Any]:
 def _curves(rows: int, tokens: int) -> Iterator[tuple[str, str, dict[str, tuple[dict[str, Any], tuple[int, int]]]]]:
     """Yield each curve's name, reference point and points: options of the mixture and size of the batch."""
     size = (rows, tokens)
-    yield (
-        "experts at 128 columns",
-        "8",
-        {str(n): ({"num_experts": n, "r": 128 // n, "lora_alpha": 256 // n, "top_k": min(n, 2)}, size) for n in (1, 2, 4, 8, 16, 32, 64)},
-    )
-    yield "experts of rank 16", "8", {str(n): ({"num_experts": n, "top_k": min(n, 2)}, size) for n in (1, 2, 4, 8, 16, 32, 64)}
+    numbers = (1, 2, 4, 8, 16, 32, 64)
+    counts = {str(n): {"num_experts": n, "top_k": min(n, 2)} for n in numbers}
+    equally_large = {n: {**counts[n], "r": 128 // int(n), "lora_alpha": 256 // int(n)} for n in counts}
+    yield "experts, N r = 128", "8", {n: (options, size) for n, options in equally_large.items()}
+    yield "experts of rank 16", "8", {n: (options, size) for n, options in counts.items()}
     yield "rank", "16", {str(r): ({"r": r, "lora_alpha": 2 * r}, size) for r in (4, 8, 16, 32, 64)}
     yield "slots", "2", {str(k): ({"top_k": k}, size) for k in (1, 2, 3, 4, 8)}
     yield "tokens", str(tokens), {str(t): ({}, (rows, t)) for t in (tokens // 2, tokens, 2 * tokens, 4 * tokens)}

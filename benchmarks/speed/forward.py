@@ -1,4 +1,4 @@
-"""The time of one forward pass in evaluation, beside the base; also for the ``mixlora`` package, in its own environment."""
+"""The time of one forward pass in evaluation, beside the base; also of the ``mixlora`` package, in its environment."""
 
 from __future__ import annotations
 
@@ -26,8 +26,13 @@ def run(settings: Settings) -> dict[str, Any]:
         built = {name: model.eval() for name, model in arms.models(base, NAMES).items()}
         works = {name: _forward(model, ids) for name, model in built.items()}
         measured = measure.rounds(works, rounds, device=settings.device)
-        found[shape] = {"rows": rows, "tokens": tokens, "rounds": rounds, "against base": measure.against(measured, "base")}
-        found[shape]["mixlora package against base"] = _package(settings, SHAPES[shape], rows, tokens, rounds)
+        found[shape] = {
+            "rows": rows,
+            "tokens": tokens,
+            "rounds": rounds,
+            "against base": measure.against(measured, "base"),
+            "mixlora package against base": _package(settings, SHAPES[shape], rows, tokens, rounds),
+        }
     return found
 
 

@@ -1,8 +1,8 @@
 """Compare the time of several pieces of work on a busy machine: interleaved rounds, ratios within a round, medians.
 
-A round runs every arm once in order and once in reverse (A B B A), so that a drift of the machine's speed meets all arms alike.
-A ratio is formed within a round and only then summarised. Process CPU time stands beside wall time: with one thread it hardly
-notices what the neighbours do.
+A round runs every arm once in order and once in reverse (A B B A), so that a drift of the machine's speed meets all
+arms alike. A ratio is formed within a round and only then summarised. Process CPU time stands beside wall time: with
+one thread it hardly notices what the neighbours do.
 """
 
 from __future__ import annotations

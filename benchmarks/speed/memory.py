@@ -1,7 +1,8 @@
 """The memory of one training step: bytes that the graph keeps, the peak of what is allocated, the peak of the process.
 
-The first two are exact and the same in every run: storages seen by autograd's hooks for saved tensors, each once, weights
-left out; and the running sum of the allocator's events. The third is what the operating system saw, in a process per arm.
+The first two are exact and the same in every run: storages seen by autograd's hooks for saved tensors, each once,
+weights left out; and the running sum of the allocator's events. The third is what the operating system saw, in a
+process per arm.
 """
 
 from __future__ import annotations
@@ -46,15 +47,17 @@ def run(settings: Settings) -> dict[str, Any]:
 
 
 def _in_a_process(name: str, shape: str, rows: int, tokens: int, checkpointing: bool, settings: Settings) -> Any:
-    request = [name, shape, str(rows), str(tokens), str(int(checkpointing)), settings.device, str(int(settings.autocast))]
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.speed.memory", *request]
+    request = [name, shape, rows, tokens, checkpointing, settings.device, settings.autocast]
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.speed.memory", json.dumps(request)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure_one(name: str, shape: str, rows: int, tokens: int, checkpointing: bool, device: str, autocast: bool) -> dict:
+def measure_one(
+    name: str, shape: str, rows: int, tokens: int, checkpointing: bool, device: str, autocast: bool
+) -> dict[str, int]:
     """Return the bytes of one arm's training step."""
     dtype = torch.bfloat16 if autocast else torch.float32
     base = base_model(SHAPES[shape], device, dtype)
@@ -121,6 +124,5 @@ def _process_peak() -> int:
 
 
 if __name__ == "__main__":
-    arm_name, shape_name, *numbers, device_name, half = sys.argv[1:]
     torch.set_num_threads(1)
-    print(json.dumps(measure_one(arm_name, shape_name, *map(int, numbers[:2]), bool(int(numbers[2])), device_name, bool(int(half)))))
+    print(json.dumps(measure_one(*json.loads(sys.argv[1]))))

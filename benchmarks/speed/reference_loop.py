@@ -1,7 +1,8 @@
 """The public reference's way to compute a mixture, written anew: a loop over experts that moves rows.
 
-MixLoRA's code runs the base gate and up once, then for every expert looks up its (token, slot) pairs, selects their rows, runs that
-expert's LoRAs and the base down projection on them, and adds the weighted result into a float32 buffer. Dropout is drawn per expert.
+MixLoRA's code runs the base gate and up once, then for every expert looks up its (token, slot) pairs, selects their
+rows, runs that expert's LoRAs and the base down projection on them, and adds the weighted result into a float32
+buffer. Dropout is drawn per expert.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ class ReferenceLoop(nn.Module):
         self.router = mixture.uqmoe_router[adapter]
         rank = self.settings.rank
         for role, experts in mixture.experts(adapter).items():  # an expert has tensors of its own there
-            blocks = [(A.clone(), B.contiguous()) for A, B in zip(experts.A.split(rank), experts.B.split(rank, 1), strict=True)]
-            for factor, tensors in zip("AB", zip(*blocks, strict=True), strict=True):
-                setattr(self, f"{role}_{factor}", nn.ParameterList([tensor.detach() for tensor in tensors]))
+            for factor, blocks in (("A", experts.A.split(rank)), ("B", experts.B.split(rank, dim=1))):
+                own = [block.detach().clone(memory_format=torch.contiguous_format) for block in blocks]
+                setattr(self, f"{role}_{factor}", nn.ParameterList(own))
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return sum_k w_k E_k(h)."""

@@ -1,4 +1,4 @@
-"""The base models that are measured: blocks with the widths of known models, and whole small ones, with random weights."""
+"""The base models that are measured: blocks with the widths of known models and whole ones, with random weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The time of one training step (forward, loss, backward, AdamW) beside LoRA, the reference's loop and the base alone."""
+"""The time of one training step (forward, loss, backward, AdamW) beside LoRA, the reference's loop and the base."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WITHOUT_LOSSES = "ffn_block, cross entropy alone"
 
 
 def run(settings: Settings) -> dict[str, Any]:
-    """Return the ratios of every arm to LoRA r80, and of our mixture to the reference and to itself without Eq. 10-14."""
+    """Return the ratios of every arm to LoRA r80, and of the mixture to itself without the losses on its routing."""
     found = {}
     for shape, rows, tokens, rounds in settings.training:
         base = base_model(SHAPES[shape], settings.device, settings.dtype)

@@ -16,7 +16,6 @@ from uq4ct.adapters.mixture import (
     Mixing,
     Projection,
     adapt,
-    drop,
     ffn_mixture,
     linear_mixture,
     route,
@@ -108,7 +107,7 @@ class LoraLinear(AdapterLayer):
         if adapter is None:
             return base
         experts = LowRank(self.uqmoe_A[adapter], self.uqmoe_B[adapter])
-        return adapt(base, drop(x, self.dropout(adapter)), experts, self.settings[adapter].scaling)
+        return adapt(base, x, experts, self.settings[adapter].scaling, dropout=self.dropout(adapter))
 
 
 class RoutedLayer(AdapterLayer, Routed):

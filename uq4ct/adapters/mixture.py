@@ -7,7 +7,6 @@ matrix products, no loop over experts, no data-dependent shape, no synchronisati
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
@@ -16,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from uq4ct.adapters.bottleneck import bottleneck, compute_dtype, keep_mask
 from uq4ct.adapters.router import LayerRouting
 from uq4ct.adapters.slots import Arithmetic, Branch, slot_activations
 
@@ -119,8 +119,8 @@ def low_rank_delta(
     >>> low_rank_delta(torch.tensor([[2.0]]), one, 1.0, torch.tensor([[0.5, 0.25]]))
     tensor([[6.]])
     """
-    bottleneck = _project(x, experts.A, scaling)
-    return F.linear(bottleneck if gates is None else _per_expert(bottleneck, gates), experts.B)
+    z = bottleneck(x, experts.A, scaling)
+    return F.linear(z if gates is None else _per_expert(z, gates), experts.B)
 
 
 def adapt(
@@ -129,10 +129,11 @@ def adapt(
     experts: LowRank,
     scaling: float,
     gates: Float[Tensor, "*tokens experts"] | None = None,
+    dropout: float = 0.0,
 ) -> Float[Tensor, "*tokens out"]:
-    """Return a base output plus ``low_rank_delta``, in the base's dtype."""
-    bottleneck = _project(x, experts.A, scaling)
-    return accumulate(base, bottleneck if gates is None else _per_expert(bottleneck, gates), experts.B)
+    """Return a base output plus ``low_rank_delta`` of the dropped input, in the base's dtype."""
+    z = bottleneck(x, experts.A, *_dropout(x, scaling, dropout))
+    return accumulate(base, z if gates is None else _per_expert(z, gates), experts.B)
 
 
 def linear_mixture(
@@ -148,7 +149,7 @@ def linear_mixture(
     base = projection.base(x)
     if projection.experts is None:
         return base
-    return adapt(base, drop(x, dropout), projection.experts, scaling, mixing_weights(routing, mixing))
+    return adapt(base, x, projection.experts, scaling, mixing_weights(routing, mixing), dropout)
 
 
 def ffn_mixture(
@@ -172,12 +173,12 @@ def ffn_mixture(
     gates = mixing_weights(routing, mixing).flatten(0, -2)
     chosen = slots.movedim(-2, 0).flatten(1, -2)  # (slot, token, expert)
     weights = (chosen * gates).sum(dim=-1)
-    adapter_input = drop(hidden, dropout)
-    branches = [_branch(projection, hidden, adapter_input, scaling) for projection in ffn.inputs]
+    dropped = _dropout(hidden, scaling, dropout)
+    branches = [_branch(projection, hidden, *dropped, by_hand=arithmetic != "autograd") for projection in ffn.inputs]
     inner = branches[0].base.shape[-1] // (2 if ffn.kind == "fused" else 1)
     down = ffn.down.experts
     keep = keep_mask((chosen.shape[1], inner), dropout, hidden.device) if dropout and down is not None else None
-    A = None if down is None else down.A.to(_compute_dtype(down.A))
+    A = None if down is None else down.A.to(compute_dtype(down.A))
     mixed, adapted = slot_activations(branches, ffn.activate, chosen, weights, A, keep, arithmetic)
     if mixing == "raw":
         rest = 1 - weights.sum(dim=0)
@@ -188,35 +189,19 @@ def ffn_mixture(
     return accumulate(output, (scaling / (1 - dropout)) * adapted.view(*hidden.shape[:-1], -1), down.B)
 
 
-def _branch(projection: Projection, hidden: Tensor, adapter_input: Tensor, scaling: float) -> Branch:
+def _branch(projection: Projection, hidden: Tensor, scaling: float, keep: Tensor | None, *, by_hand: bool) -> Branch:
     base = projection.base(hidden).flatten(0, -2)
     if projection.experts is None:
         return Branch(base)
-    bottleneck = _project(adapter_input, projection.experts.A, scaling).flatten(0, -2)
-    return Branch(base, bottleneck, projection.experts.B.to(bottleneck.dtype))
+    z = bottleneck(hidden, projection.experts.A, scaling, keep, by_hand=by_hand).flatten(0, -2)
+    return Branch(base, z, projection.experts.B.to(z.dtype))
 
 
-def drop(x: Tensor, probability: float) -> Tensor:
-    """Apply dropout of the given probability; 0 returns ``x`` itself."""
+def _dropout(x: Tensor, scaling: float, probability: float) -> tuple[float, Tensor | None]:
+    """Return the scaling that makes up for what is dropped, and the mask."""
     if not probability:
-        return x
-    if x.device.type != "cpu":
-        return F.dropout(x, probability)  # one fused kernel
-    return x * (keep_mask(x.shape, probability, x.device).to(x.dtype) / (1 - probability))
-
-
-def keep_mask(shape: Sequence[int], probability: float, device: torch.device) -> Bool[Tensor, "..."]:
-    """Draw a dropout mask, true where an entry stays; the probability of dropping it is met to 1 in 65,536.
-
-    Four entries share a random number of 64 bits: a third of the time of ``bernoulli_``, which on a CPU is as slow as
-    the matrix products of an adapter.
-
-    >>> torch.manual_seed(0), keep_mask((3, 400), 0.25, torch.device("cpu")).float().mean().round(decimals=1)
-    """
-    entries = math.prod(shape)
-    words = torch.empty(-(-entries // 4), dtype=torch.int64, device=device).random_(-(2**63), None)
-    threshold = round(probability * 2**16) - 2**15
-    return (words.view(torch.int16)[:entries] >= threshold).view(*shape)
+        return scaling, None
+    return scaling / (1 - probability), keep_mask(x.shape, probability, x.device)
 
 
 def add(base: Tensor, delta: Tensor) -> Tensor:
@@ -224,25 +209,16 @@ def add(base: Tensor, delta: Tensor) -> Tensor:
     return (base + delta).to(base.dtype)
 
 
-def accumulate(base: Tensor, bottleneck: Tensor, B: Tensor) -> Tensor:
-    """Return base + bottleneck B^T, by one accumulating matrix product where the dtypes allow it."""
-    if base.dtype == bottleneck.dtype:
-        flat = torch.addmm(base.flatten(0, -2), bottleneck.flatten(0, -2), B.to(base.dtype).T)
+def accumulate(base: Tensor, z: Tensor, B: Tensor) -> Tensor:
+    """Return base + z B^T, by one accumulating matrix product where the dtypes allow it."""
+    if base.dtype == z.dtype:
+        flat = torch.addmm(base.flatten(0, -2), z.flatten(0, -2), B.to(base.dtype).T)
         return flat.view(base.shape)
-    return add(base, F.linear(bottleneck, B))
+    return add(base, F.linear(z, B))
 
 
-def _project(x: Tensor, A: Tensor, scaling: float) -> Tensor:
-    return scaling * F.linear(x.to(A.dtype), A)  # scaled here, where the tensor is smallest
-
-
-def _per_expert(bottleneck: Tensor, gates: Tensor) -> Tensor:
+def _per_expert(z: Tensor, gates: Tensor) -> Tensor:
     """Multiply each expert's block of the stacked bottleneck by its gate."""
-    blocks = bottleneck.unflatten(-1, (gates.shape[-1], -1))
+    blocks = z.unflatten(-1, (gates.shape[-1], -1))
     return (blocks * gates.unsqueeze(-1).to(blocks.dtype)).flatten(-2)
 
-
-def _compute_dtype(parameter: Tensor) -> torch.dtype:
-    """Return the dtype in which a matrix product with the parameter runs, autocast included."""
-    device = parameter.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else parameter.dtype

@@ -48,8 +48,8 @@ def slot_activations(
     each (any, hidden). Sums are taken in float32 at least and rounded once to the base's dtype.
 
     ``auto`` is ``sorted`` on a CPU with four experts or more, half of them in use or fewer, and one dtype for all,
-    otherwise ``dense``; under ``torch.compile``, which decides itself what to keep, it is ``autograd``. Only ``autograd`` can be
-    differentiated twice.
+    otherwise ``dense``; under ``torch.compile``, which decides itself what to keep, it is ``autograd``. Only
+    ``autograd`` can be differentiated twice.
 
     >>> base, chosen = torch.ones(3, 4), torch.eye(2, dtype=torch.bool)[:, None].expand(2, 3, 2)
     >>> mixed, _ = slot_activations([Branch(base)], lambda pre: pre[0] + 1, chosen, torch.full((2, 3), 0.5))
@@ -67,8 +67,7 @@ def slot_activations(
             mixed, projected = _DenseSlots.apply(activate, keep, weights, down, *parts)
         else:
             activation = activate([_pre_activation(branch, len(chosen)) for branch in stacked])
-            mixed = _mixed(activation, weights)
-            projected = None if down is None else F.linear(_dropped(activation, keep).to(down.dtype), down)
+            mixed, projected = _from_activation(activation, weights, down, keep)
     if projected is None:
         return mixed, None
     return mixed, _masked(projected, chosen * weights.unsqueeze(-1)).sum(dim=0)
@@ -116,6 +115,13 @@ def _mixed(activation: Tensor, weights: Tensor) -> Tensor:
     return total.to(activation.dtype)
 
 
+def _from_activation(
+    activation: Tensor, weights: Tensor, down: Tensor | None, keep: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    mixed = _mixed(activation, weights)
+    return mixed, None if down is None else F.linear(_dropped(activation, keep).to(down.dtype), down)
+
+
 def _dropped(activation: Tensor, keep: Tensor | None) -> Tensor:
     return activation if keep is None else activation * keep.to(activation.dtype)
 
@@ -127,9 +133,7 @@ class _DenseSlots(torch.autograd.Function):
     def forward(ctx: Any, activate: Activate, keep: Any, weights: Tensor, down: Any, *parts: Any) -> Any:
         branches = _branches(parts)
         pre = [_pre_activation(branch, len(weights)) for branch in branches]
-        activation = activate(pre)
-        mixed = _mixed(activation, weights)
-        projected = None if down is None else F.linear(_dropped(activation, keep).to(down.dtype), down)
+        mixed, projected = _from_activation(activate(pre), weights, down, keep)
         kept = [
             branch._replace(base=made) if len(weights) <= KEPT_SLOTS and branch.B is not None else branch
             for made, branch in zip(pre, branches, strict=True)
@@ -152,7 +156,7 @@ class _DenseSlots(torch.autograd.Function):
             d_weights = _dot(d_mixed, a).to(weights.dtype) if ctx.needs_input_grad[2] else None
             d_a, d_down = _through_down(d_mixed, d_projected, a, weights, keep, down)
             d_pre = torch.autograd.grad(activation, pre, d_a)
-            d_parts = [d for d, branch in zip(d_pre, branches, strict=True) for d in _through_branch(d, branch)]
+            d_parts = [part for d, branch in zip(d_pre, branches, strict=True) for part in _through_branch(d, branch)]
         return None, None, d_weights, d_down, *d_parts
 
 
@@ -173,9 +177,9 @@ def _through_down(
     """Return the gradients of the activations and of A_d."""
     if down is None or d_projected is None:
         return (d_mixed * weights[..., None]).to(a.dtype), None
-    d_a = d_projected @ down
+    d_a: Tensor = d_projected @ down
     if keep is not None:
-        d_a *= keep.to(d_a.dtype)
+        d_a.mul_(keep.to(d_a.dtype))
     d_a = d_a.addcmul_(d_mixed.to(d_a.dtype).expand_as(d_a), weights[..., None].to(d_a.dtype)).to(a.dtype)
     dropped = _dropped(a, keep).to(down.dtype)
     return d_a, d_projected.flatten(0, 1).T @ dropped.flatten(0, 1)

@@ -1,8 +1,8 @@
 """The slots of an FFN with the tokens of each expert brought together, so that nothing is multiplied by zero.
 
-With N experts the matrix products take 1/N of the ``dense`` ones. The price: rows are gathered, and the host must know
-how many tokens each expert has. On a CPU both cost next to nothing; a GPU would wait, and moving rows costs it more than
-multiplying them.
+With N experts the matrix products take 1/N of the ``dense`` ones. The price: rows are gathered, and the host must
+know how many tokens each expert has. On a CPU both cost next to nothing; a GPU would wait, and moving rows costs it
+more than multiplying them.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class SortedSlots(torch.autograd.Function):
         d_rows = d_mixed.index_select(0, order.token)
         d_gate = torch.linalg.vecdot(d_rows, a)
         d_a, d_down = d_rows.mul_(gate), None
-        if down is not None:
+        if down is not None and d_adapted is not None:
             d_projected = _blocks(d_adapted, order)
             d_gate += torch.linalg.vecdot(d_projected, projected)
             d_a, d_down = _through_down(d_a, d_projected * gate, a, keep, down, order)
