@@ -83,8 +83,8 @@ def _training(found: Mapping[str, Any]) -> Iterator[str]:
 
 def _memory(found: Mapping[str, Any]) -> Iterator[str]:
     yield "## Memory of a training step"
-    yield "\nMB; *saved*: what the graph keeps beside weights, each storage once; *allocated*: peak of the allocator in a"
-    yield "step, gradients included; *process*: what the operating system saw above the base, at the first step."
+    yield "\nMB; *saved*: what the graph keeps beside weights, each storage once; *allocated*: peak of the allocator in"
+    yield "a step, gradients included; *process*: what the operating system saw above the base, at the first step."
     for case, one in _shapes({"": found}, ""):
         yield f"\n{case}, {one['rows']} x {one['tokens']} tokens.\n"
         kinds = [kind for kind in ("saved", "allocated", "process") if kind in one["arms"]["lora r80"]]
@@ -153,8 +153,8 @@ def _ensembles(found: Mapping[str, Any]) -> Iterator[str]:
 def _floor(found: Mapping[str, Any]) -> Iterator[str]:
     yield "## Operations and bytes on a GPU, counted"
     size = f"{found['rows']} x {found['tokens']} tokens, {found['dtype']}, without dropout"
-    yield f"\nForward and backward of one layer of {found['layer of']}, {size}, the `dense` way, every operator by"
-    yield "itself; *modelled*: operations at 60 % of an H100's peak plus bytes at its bandwidth.\n"
+    yield f"\nForward and backward of one layer of {found['layer of']}, {size}, the `dense` way, every operator"
+    yield "by itself; *modelled*: operations at 60 % of an H100's peak plus bytes at its bandwidth.\n"
     yield "| arm | TFLOP | GB | operations / LoRA r80 | bytes / LoRA r80 | modelled time / LoRA r80 |"
     yield "|---|---|---|---|---|---|"
     for arm, one in found["arms"].items():

@@ -1,10 +1,10 @@
 """What the experts of a token's k slots compute inside an FFN, and its gradient from little saved memory.
 
 Autograd would keep every intermediate of every slot, about 1.6 times what a plain LoRA keeps. Written by hand, the
-gradient needs the pre-activations of the slots alone, and with more than two slots only what those are made of,
-whatever k. There are three ways to the same numbers: ``autograd`` is the definition, and what the others are tested
-against; ``dense`` stacks the slots in front of the tokens, multiplies by all experts and never waits for a value;
-``sorted`` (``sorted_slots.py``) brings the tokens of an expert together and multiplies by that one alone.
+gradient needs no more than what the slots are made of, whatever k. There are three ways to the same numbers:
+``autograd`` is the definition, and what the others are tested against; ``dense`` stacks the slots in front of the
+tokens, multiplies by all experts and never waits for a value; ``sorted`` (``sorted_slots.py``) brings the tokens of
+an expert together and multiplies by that one alone.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from uq4ct.adapters.sorted_slots import KEPT_SLOTS, SortedSlots, order_by_expert
+from uq4ct.adapters.sorted_slots import SortedSlots, order_by_expert
 
 Arithmetic = Literal["auto", "autograd", "dense", "sorted"]
+KEPT_SLOTS = 2  # up to so many, keeping their pre-activations takes no more than a plain LoRA keeps
 Activate = Callable[[Sequence[Tensor]], Tensor]
 
 
@@ -75,7 +76,7 @@ def slot_activations(
 
 def _way(arithmetic: Arithmetic, branches: Sequence[Branch], chosen: Tensor, weights: Tensor) -> Arithmetic:
     """Return which way to go; raise ValueError where ``sorted`` is asked for and cannot be."""
-    slots, _, experts = chosen.shape
+    slots, tokens, experts = chosen.shape
     dtypes = {part.dtype for branch in branches for part in branch if part is not None} | {weights.dtype}
     if arithmetic == "sorted" and len(dtypes) > 1:
         names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
@@ -84,7 +85,7 @@ def _way(arithmetic: Arithmetic, branches: Sequence[Branch], chosen: Tensor, wei
         return arithmetic
     if torch.compiler.is_compiling():
         return "autograd"
-    fits = weights.device.type == "cpu" and experts >= 4 and slots <= experts // 2 and len(dtypes) == 1
+    fits = weights.device.type == "cpu" and tokens and experts >= 4 and slots <= experts // 2 and len(dtypes) == 1
     return "sorted" if fits else "dense"
 
 
