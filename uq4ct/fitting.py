@@ -52,18 +52,16 @@ def prepare(config: Config) -> Prepared:
     questions = data.load(config.data.source, root=config.data.root, config=config.data, training=True)
     fit, calibration = data.calibration_split(questions, config=config.data, seed=config.output.seed)
     questions = replace(questions, questions=fit)
-    if config.method.posthoc and not calibration:
-        raise UserError(
-            f"method {config.method.label}: '{config.method.posthoc}' is fitted on the calibration split and there is "
-            "none; set data.calibration_fraction, for example 0.1 (preset paper has none)"
-        )
+    if problems := config.method.without_calibration(len(calibration)):
+        raise UserError([f"method {config.method.label}: {problem}" for problem in problems])
     backbone = backbones.load(config.model)
     encoder = Encoder(backbone.tokenizer, config.prompt, context_length=backbone.context_length)
     config.method.check(backbone.model)
     check_training_options(config.train, use_cpu=backbone.model.device.type == "cpu")
     examples, notes = encoder.encode_training(questions.questions)
     asked = encoder.encode_all(calibration)
-    notes = (*questions.notes, *notes, *config.method.notes(backbone.model))
+    after = config.method.notes_on_steps(config.train.steps(len(examples)))
+    notes = (*questions.notes, *notes, *config.method.notes(backbone.model), *after)
     return Prepared(questions, calibration, examples, asked, backbone, encoder, notes)
 
 
