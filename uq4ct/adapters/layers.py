@@ -15,16 +15,15 @@ from uq4ct.adapters.mixture import (
     LowRank,
     Mixing,
     Projection,
-    add,
-    drop,
+    adapt,
     ffn_mixture,
     linear_mixture,
-    low_rank_delta,
     route,
     sample_experts,
 )
 from uq4ct.adapters.router import LayerRouting, Routed
 from uq4ct.adapters.sites import FfnSite, Role, activation_of, feed_forward, linear_features, output_dropout, part
+from uq4ct.adapters.slots import Arithmetic
 
 CANNOT_MERGE = (
     "A mixture of LoRA experts cannot be merged into the base weights: which experts act, and how much, depends on the "
@@ -108,7 +107,7 @@ class LoraLinear(AdapterLayer):
         if adapter is None:
             return base
         experts = LowRank(self.uqmoe_A[adapter], self.uqmoe_B[adapter])
-        return add(base, low_rank_delta(drop(x, self.dropout(adapter)), experts, self.settings[adapter].scaling))
+        return adapt(base, x, experts, self.settings[adapter].scaling, dropout=self.dropout(adapter))
 
 
 class RoutedLayer(AdapterLayer, Routed):
@@ -192,6 +191,8 @@ class MixtureLinear(RoutedLayer):
 class FfnMixture(RoutedLayer):
     """Replace an FFN by a mixture whose experts are the whole FFN with low-rank deltas (Eqs. 2, 3)."""
 
+    arithmetic: Arithmetic = "auto"
+
     def __init__(self, base_layer: nn.Module, site: FfnSite):
         super().__init__(base_layer)
         self.site = site
@@ -235,8 +236,16 @@ class FfnMixture(RoutedLayer):
         routing, slots = self.route(hidden, adapter)
         activation = part(base, self.site.activation) if self._activation is None else self._activation[0]
         ffn = feed_forward(base, self.site, activation, self.experts(adapter))
-        dropout = self.dropout(adapter)
-        y = ffn_mixture(hidden, ffn, routing, slots, mixing=settings.mixing, scaling=settings.scaling, dropout=dropout)
+        y = ffn_mixture(
+            hidden,
+            ffn,
+            routing,
+            slots,
+            mixing=settings.mixing,
+            scaling=settings.scaling,
+            dropout=self.dropout(adapter),
+            arithmetic=self.arithmetic,
+        )
         return output_dropout(base, self.site, y)
 
     def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device | None, torch.dtype | None]:
@@ -275,6 +284,16 @@ class InLayerFfn(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """Compute the base FFN."""
         return self.down(self.activation(self.up(hidden)))
+
+
+def use_arithmetic(model: nn.Module, arithmetic: Arithmetic) -> None:
+    """Choose how every FFN mixture of a model computes its slots; the numbers stay the same up to rounding.
+
+    ``"autograd"`` is the plain formula, which alone can be differentiated twice; see ``slot_activations``.
+    """
+    for module in model.modules():
+        if isinstance(module, FfnMixture):
+            module.arithmetic = arithmetic
 
 
 def _more_than_the_input(module: nn.Module) -> str:
