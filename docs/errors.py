@@ -77,6 +77,15 @@ QUESTIONS = {
     "long.jsonl": json.dumps({"question": "Which ? " * 300, "choices": ["red", "green", "blue"], "answer": "A"}),
 }
 
+
+def _sample(target: str, responses: list[list[str]], **metrics: float) -> str:
+    """Return one line as lm-evaluation-harness writes it."""
+    names = ("red", "green", "blue")[: len(responses)]
+    arguments = {f"gen_args_{k}": {"arg_0": "Which ?", "arg_1": f" {name}"} for k, name in enumerate(names)}
+    row = {"doc_id": 0, "doc": {}, "target": target, "arguments": arguments, "filtered_resps": responses}
+    return json.dumps(row | metrics)
+
+
 FILES: dict[str, str | bytes] = {
     "empty.jsonl": "",
     "array.json": json.dumps(ROWS[:2]),
@@ -92,6 +101,13 @@ FILES: dict[str, str | bytes] = {
     "predictions-label.jsonl": '{"id": "1", "probabilities": {"A": 0.7, "B": 0.3}, "label": "C"}\n',
     "predictions-unlabelled.jsonl": '{"id": "1", "probabilities": {"A": 0.7, "B": 0.3}}\n',
     "predictions-no-column.csv": "id,confidence\n1,0.7\n",
+    "predictions-percent.csv": "confidence,correct\n93,1\n",
+    "predictions-two.csv": "p_yes,p_no,gold,target\n0.7,0.3,yes,no\n",
+    "predictions-vocabulary.csv": "logprob_A,logprob_B,label\n-1.2,-3.4,A\n",
+    "predictions-many.csv": "id,p_A,p_B,label\n1,0.7,0.7,A\n2,nan,0.5,B\n3,0.5,0.5,C\n4,0.5,0.5,A\n4,0.5,0.5,A\n",
+    "samples_generated.jsonl": _sample("red", [["some text", "x"]]),
+    "samples_several.jsonl": _sample("[0, 2]", [["-1.5", "True"], ["-2.5", "False"], ["-2.0", "False"]]),
+    "samples_other.jsonl": _sample("1", [["-1.5", "True"], ["-2.5", "False"], ["-2.0", "False"]], acc=1.0),
     "run.yaml": "method:\n  name: uq4ct\n",
     "option.yaml": "train:\n  learing_rate: 1e-4\n",
     "section.yaml": "optimizer:\n  lr: 1e-4\n",
@@ -255,6 +271,7 @@ def _sign(folder: Path) -> None:
 # ------------------------------------------------------------------------------------------------ cases
 
 _TRAIN = "train --model base --data questions.jsonl --output new"
+_COMPARE = "compare --model base --data questions.jsonl --eval-data questions.jsonl"
 
 
 def _escaped(text: str) -> str:
@@ -285,6 +302,7 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("Misspelt preset", "train --preset papr --output new"),
         Case("No output folder", "train --data questions.jsonl"),
         Case("No steps", f"{_TRAIN} --max-steps 0"),
+        Case("Fewer than no steps", f"{_TRAIN} --set train.max_steps=-5"),
         Case("Seed that is no number", f"{_TRAIN} --seed one"),
         Case("`--set` without a section", f"{_TRAIN} --set rank=3"),
         Case("`--set` with an unknown option", f"{_TRAIN} --set method.rnk=3"),
@@ -293,6 +311,12 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("Modules that the model does not have", f"{_TRAIN} --set method.target_modules=[q_prj]"),
         Case("Chat prompts for a model without a chat template", f"{_TRAIN} --set prompt.pack=chat"),
         Case("Every question kept for calibration", f"{_TRAIN} --set data.calibration_fraction=1"),
+        Case("Calibration by FEU of a method without a router", f"{_TRAIN} --method lora+feu"),
+        Case("Vector scaling on four questions", f"{_TRAIN} --method uq4ct+vector"),
+        Case(
+            "A prior chosen on a calibration split that is not kept",
+            f"{_TRAIN} --method laplace --preset paper --set method.prior=grid",
+        ),
         Case("Optimizer that transformers does not know", f"{_TRAIN} --set train.optim=foo"),
         Case("Evaluation while training", f"{_TRAIN} --set train.eval_strategy=steps"),
         Case("Evaluation without data", "evaluate run"),
@@ -307,6 +331,11 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("Predictions into a folder that is not there", "predict run questions.jsonl -o none/out.jsonl"),
         Case("Predictions over their own input", "predict run questions.jsonl -o questions.jsonl"),
         Case("One choice", "ask run -q Which? -c red"),
+        Case("Option of one method that all have in common", f"{_COMPARE} --methods lora[eval.bins=5] -o new"),
+        Case("Method that its calibration split cannot serve", f"{_COMPARE} --methods lora,lora+feu -o new"),
+        Case("Engine that is not there", f"{_COMPARE} --methods lora -o new --engine slurm --dry-run"),
+        Case("Comparison below a file", f"{_COMPARE} --methods lora -o notes.txt/new"),
+        Case("Comparison on nothing", "compare --model base --data '' --methods lora -o new"),
         Case("Configuration over another file", "init -o run.yaml"),
         Case("Configuration into a folder that is not there", "init -o none/run.yaml"),
         Case("Misspelt method of a new configuration", "init -o new.yaml --method uq4tc"),
@@ -438,8 +467,20 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("Logits instead of probabilities", "metrics predictions-logits.jsonl"),
         Case("Label that is no choice", "metrics predictions-label.jsonl"),
         Case("No labels", "metrics predictions-unlabelled.jsonl"),
-        Case("csv without probabilities", "metrics predictions-no-column.csv"),
+        Case("Confidence without correctness", "metrics predictions-no-column.csv"),
         Case("Question file", "metrics questions.jsonl"),
+        Case("Confidence in per cent", "metrics predictions-percent.csv"),
+        Case("Log-probabilities of a larger vocabulary", "metrics predictions-vocabulary.csv"),
+        Case("Five rows, four mistakes", "metrics predictions-many.csv"),
+        Case("Two columns that could be the label", "metrics predictions-two.csv"),
+        Case("Misspelt field", "metrics predictions-two.csv --columns labels=gold"),
+        Case("Misspelt column", "metrics predictions-two.csv --columns label=golf"),
+        Case("A run", "metrics run"),
+        Case("Folder without samples of lm-eval", "metrics thesis"),
+        Case("lm-eval: generated text", "metrics samples_generated.jsonl"),
+        Case("lm-eval: several right answers", "metrics samples_several.jsonl"),
+        Case("lm-eval: scored in another way", "metrics samples_other.jsonl"),
+        Case("lm-eval: unknown kind of likelihood", "metrics samples_other.jsonl --likelihood norm"),
     ),
 }
 

@@ -467,7 +467,7 @@ def test_a_compiled_model_with_a_recorder_has_no_graph_break_and_the_same_gradie
     torch._dynamo.reset()
     assert len(record.layers) == 2
     for one, other in zip(plain, [p.grad for p in model.parameters() if p.requires_grad], strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("routing", ROUTINGS)

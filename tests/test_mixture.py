@@ -22,6 +22,7 @@ from uq4ct.adapters.router import LayerRouting
 
 WIDTH, INNER, RANK = 6, 10, 3
 VALUES, GRADIENTS = 1e-10, 1e-8
+WAYS = ["autograd", "dense", "sorted"]  # of computing the slots
 
 
 @pytest.fixture(autouse=True)
@@ -79,11 +80,14 @@ class Case:
     def parameters(self) -> list[torch.Tensor]:
         return [self.router, *itertools.chain(*(e for e in self.low_rank if e is not None))]
 
-    def mixture(self, top_k: int, mixing: str, scaling: float = 0.7, dropout: float = 0.0) -> torch.Tensor:
+    def mixture(
+        self, top_k: int, mixing: str, scaling: float = 0.7, dropout: float = 0.0, arithmetic: str = "auto"
+    ) -> torch.Tensor:
         projections = [Projection(base, experts) for base, experts in zip(self.bases, self.low_rank, strict=True)]
         ffn = FeedForward(self.kind, tuple(projections[:-1]), F.silu, projections[-1])
         routing, slots = route(self.hidden, self.router, top_k)
-        return ffn_mixture(self.hidden, ffn, routing, slots, mixing=mixing, scaling=scaling, dropout=dropout)
+        options = {"mixing": mixing, "scaling": scaling, "dropout": dropout, "arithmetic": arithmetic}
+        return ffn_mixture(self.hidden, ffn, routing, slots, **options)
 
     def loop(self, top_k: int, mixing: str, scaling: float = 0.7) -> torch.Tensor:
         """Token by token and expert by expert: E_k is a whole FFN with its own weights W + s B_k A_k."""
@@ -131,16 +135,18 @@ def assert_same(case: Case, ours: torch.Tensor, reference: torch.Tensor) -> None
 @pytest.mark.parametrize("kind", ["gated", "fused", "plain"])
 @pytest.mark.parametrize("mixing", ["rescaled", "raw"])
 @pytest.mark.parametrize("top_k", [1, 2, 3, 4])
-def test_the_dense_ffn_mixture_equals_a_loop_over_whole_ffn_experts(kind, mixing, top_k):
+@pytest.mark.parametrize("arithmetic", WAYS)
+def test_the_ffn_mixture_equals_a_loop_over_whole_ffn_experts(kind, mixing, top_k, arithmetic):
     case = Case(kind, experts=4)
-    assert_same(case, case.mixture(top_k, mixing), case.loop(top_k, mixing))
+    assert_same(case, case.mixture(top_k, mixing, arithmetic=arithmetic), case.loop(top_k, mixing))
 
 
 @pytest.mark.parametrize("mixing", ["rescaled", "raw"])
 @pytest.mark.parametrize("adapted", [(True, False, True), (False, True, False), (False, False, True)])
-def test_projections_without_an_adapter_stay_base(mixing, adapted):
+@pytest.mark.parametrize("arithmetic", WAYS)
+def test_projections_without_an_adapter_stay_base(mixing, adapted, arithmetic):
     case = Case("gated", experts=3, bias=False, adapted=adapted)
-    assert_same(case, case.mixture(2, mixing), case.loop(2, mixing))
+    assert_same(case, case.mixture(2, mixing, arithmetic=arithmetic), case.loop(2, mixing))
 
 
 @settings(max_examples=15, deadline=None)
@@ -149,13 +155,15 @@ def test_projections_without_an_adapter_stay_base(mixing, adapted):
     data=st.data(),
     kind=st.sampled_from(["gated", "fused", "plain"]),
     mixing=st.sampled_from(["rescaled", "raw"]),
+    arithmetic=st.sampled_from(["autograd", "dense", "sorted"]),
     seed=st.integers(0, 99),
 )
-def test_any_number_of_experts_and_slots_equals_the_loop(experts, data, kind, mixing, seed):
+def test_any_number_of_experts_and_slots_equals_the_loop(experts, data, kind, mixing, arithmetic, seed):
     torch.manual_seed(seed)
     top_k = data.draw(st.integers(1, experts))
     case = Case(kind, experts)
-    torch.testing.assert_close(case.mixture(top_k, mixing), case.loop(top_k, mixing), rtol=VALUES, atol=VALUES)
+    ours = case.mixture(top_k, mixing, arithmetic=arithmetic)
+    torch.testing.assert_close(ours, case.loop(top_k, mixing), rtol=VALUES, atol=VALUES)
 
 
 @pytest.mark.parametrize("mixing", ["rescaled", "raw"])
@@ -181,14 +189,16 @@ def test_the_linear_mixture_equals_a_loop(mixing, top_k):
 
 
 @pytest.mark.parametrize("mixing", ["rescaled", "raw"])
-def test_analytic_gradients_equal_numerical_ones(mixing):
+@pytest.mark.parametrize("arithmetic", WAYS)
+@pytest.mark.parametrize("top_k", [2, 3])
+def test_analytic_gradients_equal_numerical_ones(mixing, arithmetic, top_k):
     case = Case("gated", experts=3)
     case.hidden = torch.randn(3, WIDTH)
 
     def output(router, *factors):
         case.router = router
         case.low_rank = [LowRank(*factors[i : i + 2]) for i in range(0, len(factors), 2)]
-        return case.mixture(2, mixing)
+        return case.mixture(top_k, mixing, arithmetic=arithmetic)
 
     assert torch.autograd.gradcheck(output, case.parameters, eps=1e-6, atol=1e-6)
 
@@ -304,10 +314,11 @@ def test_all_experts_share_one_dropout_mask():
 
 @pytest.mark.parametrize("mixing", ["rescaled", "raw"])
 def test_no_value_is_read_on_the_host(mixing):
-    """Fake tensors have no values: a loop over the experts in use, or an index search, would fail on them."""
+    """What a GPU runs (``sorted`` is for a CPU). Fake tensors have no values: a loop over the experts in use, or an index search, would fail on them."""
     with FakeTensorMode():
         case = Case("gated", experts=4)
-        assert case.mixture(2, mixing, dropout=0.1).shape == (2, 5, WIDTH)
+        for arithmetic in ("autograd", "dense"):
+            assert case.mixture(2, mixing, dropout=0.1, arithmetic=arithmetic).shape == (2, 5, WIDTH)
         with pytest.raises(DataDependentOutputException):
             case.router.argmax().item()
 

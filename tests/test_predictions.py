@@ -84,9 +84,9 @@ def test_questions_and_predictions_in_another_order_are_refused() -> None:
 def test_probabilities_and_label_are_enough(tmp_path: Path) -> None:
     jsonl, table = tmp_path / "theirs.jsonl", tmp_path / "theirs.csv"
     jsonl.write_text(
-        '{"probabilities": {"yes": 0.7, "no": 0.3}, "label": "no"}\n\n{"probabilities": [0.2, 0.8], "label": 1}\n'
+        '{"probabilities": {"yes": 0.7, "no": 0.3}, "label": "no"}\n\n{"probabilities": [0.2, 0.8], "label": "B"}\n'
     )
-    table.write_text('\ufeffprobabilities,label\n"{""yes"": 0.7, ""no"": 0.3}",no\n"[0.2, 0.8]",1\n')
+    table.write_text('\ufeffprobabilities,label\n"{""yes"": 0.7, ""no"": 0.3}",no\n"[0.2, 0.8]",B\n')
     for path in (jsonl, table):
         first, second = predictions.read(path)
         assert (first["id"], first["prediction"], first["confidence"], first["correct"]) == ("1", "yes", 0.7, False)
@@ -126,11 +126,11 @@ def test_every_problem_is_named_with_its_line(tmp_path: Path) -> None:
     content = "\n".join([*map(json.dumps, lines), "[1]", "{oops", '{"probabilities": {"A": NaN}}'])
     problems = refused(tmp_path / "p.jsonl", content)
     expected = [
-        "2: probability of 'A' must lie in [0, 1], got 2.0",
+        "2: probability of 'A' must lie in [0, 1], got 2.0; if these are logits, say so: --columns logits=",
         "3: probabilities sum to 0.8, expected 1",
-        "4: label 'E' is not one of A, B",
+        "4: label 'E' is not one of the labels A, B",
         "5: probability of 'A' must lie in [0, 1], got '0.5'",
-        "6: no 'probabilities'; a prediction has them as an object",
+        "6: no 'probabilities'; a prediction has them as an object {label: p} or a list",
         "7: prediction 'B' is not the most probable choice 'A'",
         "8: 'correct' is False, but",
         "9: 'confidence' is 0.9",
@@ -138,11 +138,11 @@ def test_every_problem_is_named_with_its_line(tmp_path: Path) -> None:
         "11: 'logits' must be a list of 2 numbers",
         "12: 'feu' must be a number in [0, 1], got 'high'",
         "13: 'true_probabilities' must be at least 0 and sum to 1",
-        "14: 1 choices, but probabilities of 2",
-        "15: label -1 is not one of A, B",
-        "16: expected a JSON object, got list",
-        "17: not a JSON object",
-        "18: not a JSON object (NaN is not a JSON number)",
+        "14: 1 choice, expected 2 to 26",
+        "15: label -1 is not one of the labels A, B",
+        "16: expected a JSON object {...}, got a list",
+        "17: not valid JSON",
+        "18: NaN is not a value",
     ]
     assert len(problems) == len(expected)
     for problem, start in zip(problems, expected, strict=True):
@@ -150,24 +150,25 @@ def test_every_problem_is_named_with_its_line(tmp_path: Path) -> None:
 
 
 def test_the_first_twenty_problems_are_listed(tmp_path: Path) -> None:
-    problems = refused(tmp_path / "p.jsonl", '{"question": "Which?"}\n' * 50)
+    problems = refused(tmp_path / "p.jsonl", '{"probabilities": null}\n' * 50)
     assert len(problems) == 21
     assert problems[-1].endswith("... and 30 more problems")
 
 
 def test_csv_problems_are_named_with_the_line_where_the_row_starts(tmp_path: Path) -> None:
     path = tmp_path / "p.csv"
-    assert refused(path, "p,label\n1,A\n")[0].startswith("1: expected a column 'probabilities'")
+    assert "no probabilities; expected 'probabilities'" in refused(path, "p,label\n1,A\n")[0]
     content = 'question,probabilities,label\n"two\nlines","[0.5, 0.5]",A\nx,"{\'A\': 0.5}",A\nx,"[0.5, 0.5]"\n'
     wrong_quotes, short = refused(path, content)
     assert wrong_quotes.startswith("4: expected 'probabilities' as an object")
-    assert short.startswith("5: expected 3 cells")
+    assert short.startswith("5: 2 fields, but the header names 3")
 
 
 def test_files_that_hold_no_predictions_are_refused(tmp_path: Path) -> None:
-    assert "holds no predictions" in refused(tmp_path / "empty.jsonl", "\n")[0]
-    with pytest.raises(UserError, match=r"read from \.jsonl or \.csv files, got '\.parquet'"):
-        predictions.read(tmp_path / "p.parquet")
+    assert "expected one prediction a row" in refused(tmp_path / "empty.jsonl", "\n")[0]
+    (tmp_path / "p.txt").write_text("p")
+    with pytest.raises(UserError, match=r"read from \.jsonl, .*\.parquet files, got '\.txt'"):
+        predictions.read(tmp_path / "p.txt")
     with pytest.raises(UserError, match="no such file"):
         predictions.read(tmp_path / "absent.jsonl")
     (tmp_path / "latin.jsonl").write_bytes(b'{"question": "\xe9"}')
@@ -177,8 +178,8 @@ def test_files_that_hold_no_predictions_are_refused(tmp_path: Path) -> None:
 
 def test_an_id_may_repeat_only_for_another_method_or_seed(tmp_path: Path) -> None:
     row = '{"id": "7", "probabilities": [0.5, 0.5], "label": "A", "seed": %d}\n'
-    assert refused(tmp_path / "p.jsonl", row % 1 + row % 1)[0].endswith(
-        "id '7' stands twice; one file holds one row per question, method and seed"
+    assert refused(tmp_path / "p.jsonl", row % 1 + row % 1) == (
+        "2: id '7' stands twice, first at 1; one file holds one row per question, task, method and seed",
     )
     (tmp_path / "p.jsonl").write_text(row % 1 + row % 2)
     assert len(predictions.read(tmp_path / "p.jsonl")) == 2

@@ -2,108 +2,29 @@
 
 from __future__ import annotations
 
-import html.parser
+import itertools
 import json
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from report_inputs import PAYLOAD, Elements, made_rows, make_comparison, make_run
 
 from uq4ct import predictions
 from uq4ct.errors import UserError
 from uq4ct.manifest import write_json, write_manifest
-from uq4ct.metrics import summarize
-from uq4ct.posthoc.abstain import AbstainRule
+from uq4ct.metrics.intervals import wilson
 from uq4ct.report import build_report, table
-
-TASKS = {"tiny": 0.0, "tiny-near": 0.06, "tiny-far": 0.16, "tiny-unanswerable": 0.45}
-METHODS = {"zero_shot": (0.09, 1.3), "lora": (0.0, 2.1), "mixlora": (0.01, 1.9), "uq4ct": (0.0, 1.35)}
-STRATA = {"often": 1.0, "rare": 0.6, "contradicted": 0.35}
-PAYLOAD = "<script>alert(1)</script><img src=x onerror=alert(2)> $\\frac{1}{2}$ \"'&"
-
-
-def made_rows(n: int, shift: float, weakness: float, sharpness: float, feu: bool, method: str) -> list[dict]:
-    """Answer questions whose true probabilities are known: sharpness above 1 is overconfidence."""
-    generator = np.random.default_rng(int(100 * shift) + 1)
-    rows = []
-    for number in range(n):
-        k = int(generator.integers(3, 6))
-        stratum = list(STRATA)[int(generator.integers(3))] if shift < 0.4 else "never"
-        strength = STRATA.get(stratum, 0.0) * 4.5 * (1 - shift)
-        truth = np.exp(strength * (np.arange(k) == generator.integers(k)) + 0.3 * generator.normal(size=k))
-        truth /= truth.sum()
-        gold = int(generator.choice(k, p=truth))
-        belief = np.log(truth) * (1 - 3 * weakness) + generator.normal(size=k) * (0.5 + 2 * shift)
-        logits = sharpness * belief
-        p = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
-        labels, best = [chr(65 + j) for j in range(k)], int(p.argmax())
-        known = float(np.clip(0.35 + 0.4 * truth.max() + 0.06 * generator.normal(), 0.25, 1))
-        rows.append(
-            {
-                "id": f"q{number}",
-                "question": f"Where does the traveller from town {number} buy lamp oil?",
-                "choices": [f"at market {j}" for j in range(k)],
-                "prediction": labels[best],
-                "confidence": float(p[best]),
-                "probabilities": dict(zip(labels, p.tolist(), strict=True)),
-                "feu": known if feu else None,
-                "uncertainty": {"total": 0.5, "aleatoric": 0.5, "epistemic": 0.0},
-                "label": labels[gold],
-                "correct": best == gold,
-                "abstained": method == "uq4ct" and float(p[best]) < 0.7,
-                "logits": logits.tolist(),
-                "stratum": stratum,
-                "true_probabilities": truth.tolist(),
-                "method": method,
-                "seed": 1,
-            }
-        )
-    return rows
-
-
-def make_run(folder: Path, method: str, n: int, tasks: dict[str, float] = TASKS, resamples: int = 100) -> Path:
-    weakness, sharpness = METHODS.get(method, (0.0, 1.5))
-    router = method in ("mixlora", "uq4ct")
-    for task, shift in tasks.items():
-        place = folder / "evaluations" / task.replace("/", "_")
-        place.mkdir(parents=True)
-        rows = made_rows(n, shift, weakness, sharpness, router, method)
-        predictions.write(place / "predictions.jsonl", rows)
-        metrics = {"task": task, "split": "test", "method": method, "seed": 1, **summarize(rows, resamples=resamples)}
-        metrics["data"] = {"path": f"{task}.jsonl", "sha256": "5d41402abc4b2a76b9719d911017c592"}
-        write_json(place / "metrics.json", metrics)
-        write_manifest(place)
-    facts = {"method": method, "seed": 1, "task": "tiny", "n": 540, "passes": 1, "seconds": 47.3, "notes": ["a note"]}
-    facts |= {
-        "trainable_parameters": 123456,
-        "base": {"name": "tiny", "dtype": "float32"},
-        "prompt": {"hash": "3f2a9c"},
-    }
-    write_json(folder / "uq4ct.json", facts)
-    write_json(folder / "environment.json", {"uq4ct": "0.1.0", "device": "cpu", "packages": {"torch": "2.13"}})
-    if method == "uq4ct":
-        AbstainRule(0.7, 0.85, 0.95, n=60, kept=40, accuracy=0.9).save(folder / "abstain.json")
-    generator = np.random.default_rng(5)
-    log = []
-    for step in range(10, 210, 10):
-        entry = {
-            "step": step,
-            "ce": 1.2 * np.exp(-step / 90) + 0.05 * generator.random(),
-            "accuracy": 1 - 0.6 * np.exp(-step / 70),
-        }
-        if router:
-            entry |= {"feu": 0.3 + step / 600, "calibration": 0.3 * np.exp(-step / 120), "expert_load_entropy": 0.95}
-        log.append(entry)
-    if router:
-        log[-1]["expert_load"] = generator.dirichlet(np.full(8, 6.0), size=4).round(4).tolist()
-    (folder / "training_log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
-    write_manifest(folder, ["uq4ct.json", "environment.json", "training_log.jsonl"])
-    return folder
+from uq4ct.report.figures.comparing import is_established
+from uq4ct.report.material import Series
+from uq4ct.report.scaling import scaled
+from uq4ct.report.sections import build
+from uq4ct.report.sections.verdict import standing
+from uq4ct.report.sources import read_sources
 
 
 @pytest.fixture(scope="module")
@@ -120,60 +41,63 @@ def page(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> str:
     return output.read_text(encoding="utf-8")
 
 
-class Elements(html.parser.HTMLParser):
-    """Collect tags, attributes and visible text, and check that tags close in order."""
-
-    def __init__(self, page: str):
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str, str]] = []
-        self.text: list[str] = []
-        self.open: list[str] = []
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list) -> None:
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        if tag not in ("meta", "br", "img"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list) -> None:
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tasks = {"tiny": 0.0, "tiny-far": 0.16}
+    return make_comparison(tmp_path_factory.mktemp("compared") / "cmp", tasks=tasks)
 
 
-def test_a_report_has_every_section_and_figure_of_its_runs(page: str) -> None:
-    elements = Elements(page)
-    ids = [value for tag, name, value in elements.attributes if tag == "section" and name == "id"]
-    assert ids == [
-        *("verdict", "reliability", "risk", "spread", "feu", "truth", "abstaining", "mistakes"),
-        *("training", "cost", "provenance"),
+@pytest.fixture(scope="module")
+def compared_page(compared: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    output = tmp_path_factory.mktemp("report") / "report.html"
+    build_report([compared], output)
+    return output.read_text(encoding="utf-8")
+
+
+def test_a_report_of_runs_has_every_section_in_order(page: str) -> None:
+    assert sections(page) == [
+        *("overview", "verdict", "reliability", "risk", "confidence", "shift", "feu", "letters", "truth"),
+        *("abstaining", "mistakes", "training", "cost", "provenance"),
     ]
-    targets = {value[1:] for tag, name, value in elements.attributes if tag == "a" and name == "href"}
-    assert targets == set(ids)
-    text = " ".join(elements.text)
+    text = " ".join(Elements(page).text)
     for words in (
         "tiny-far",
         "uq4ct",
-        "lora",
         "123,456",
         "47 s",
         "contradicted",
         "3f2a9c",
         "at least 85 % right",
         "5d41402abc4b2a76",
-        "no miscalibration seen|confident",
     ):
-        assert re.search(words, text), words
-    labels = [value for tag, name, value in elements.attributes if tag == "svg" and name == "aria-label"]
-    assert len(labels) == elements.tags.count("svg")
-    assert "Reliability of uq4ct on tiny-far" in labels
+        assert words in text, words
+    assert "Differences from a baseline: they come with the results.json" in text
+    assert "Temperature scaling: no method with the suffix" in text
+
+
+def test_a_report_of_a_comparison_adds_differences_and_temperature(compared_page: str) -> None:
+    assert sections(compared_page) == [
+        *("overview", "verdict", "differences", "reliability", "risk", "confidence", "scaling", "shift", "feu"),
+        *("letters", "truth", "abstaining", "mistakes", "training", "cost", "provenance"),
+    ]
+    text = " ".join(Elements(compared_page).text)
+    for words in (
+        "Differences from lora",
+        "Tests of FEU, a confidence, beside",
+        "What that amounts to on tiny",
+        "the labelled test split",
+    ):
+        assert words in text, words
+    assert "Not shown" not in text
+
+
+def sections(page: str) -> list[str]:
+    """Return the ids of the sections; the list of contents must name the same ones."""
+    elements = Elements(page)
+    ids = [value for tag, name, value in elements.attributes if tag == "section" and name == "id"]
+    targets = [value[1:] for tag, name, value in elements.attributes if tag == "a" and name == "href"]
+    assert targets == ["main", *ids]
+    return ids
 
 
 def test_a_report_is_the_same_to_the_byte_whoever_builds_it(runs: list[Path], page: str, tmp_path: Path) -> None:
@@ -190,10 +114,11 @@ def test_a_report_is_one_file_that_needs_no_script_and_no_network(page: str) -> 
     assert not {"script", "link", "iframe", "object", "form", "img", "base"} & set(elements.tags)
     assert not [name for _, name, _ in elements.attributes if name.startswith("on")]
     links = [value for _, name, value in elements.attributes if name in ("href", "src", "xlink:href")]
+    assert links
     assert all(value.startswith("#") for value in links)
     assert "default-src 'none'" in page
     assert "@import" not in page
-    assert "http" not in re.sub(r'xmlns(:xlink)?="[^"]*"|http-equiv', "", page)
+    assert "http" not in page.replace("http-equiv", "")
     assert "prefers-color-scheme: dark" in page
     assert elements.open == []
 
@@ -237,7 +162,7 @@ def test_prediction_files_and_folders_of_runs_are_read_too(runs: list[Path], tmp
     theirs.write_text('probabilities,label\n"[0.7, 0.3]",A\n"[0.6, 0.4]",B\n"[0.1, 0.9]",B\n')
     build_report([runs[0].parent, theirs], tmp_path / "report.html")
     text = " ".join(Elements((tmp_path / "report.html").read_text(encoding="utf-8")).text)
-    assert "Calibration report: lora, uq4ct and theirs" in text
+    assert "Calibration report: lora, uq4ct and theirs on 3 tasks" in text
 
 
 def test_all_right_answers_have_no_auroc_but_a_report(tmp_path: Path) -> None:
@@ -301,21 +226,283 @@ def test_a_table_survives_hostile_names() -> None:
     assert "'=cmd()" in table([result], "csv")
 
 
-def test_a_big_report_stays_below_two_megabytes(runs: list[Path], page: str) -> None:
-    """4 methods on 4 tasks have 4 times these figures; 2,000 questions add no bytes, since no question is drawn."""
-    assert 4 * len(page.encode()) < 2_000_000
+def test_seeds_of_one_method_are_one_series(tmp_path: Path) -> None:
+    folders = [
+        make_run(tmp_path / f"lora{seed}", "lora", 40, {"tiny": 0.0}, resamples=20, seed=seed) for seed in (1, 2, 3)
+    ]
+    material = read_sources(folders)
+    (series,) = material.series
+    assert (series.label, series.seeds) == ("lora", (1, 2, 3))
+    values = [member.metrics["nll"] for member in series.members]
+    assert series.value("nll") == pytest.approx(np.mean(values))
+    assert series.deviation("nll") == pytest.approx(np.std(values, ddof=1))
+    low, high = series.interval("nll")
+    assert low < np.mean(values) < high
+    build_report(folders, tmp_path / "report.html")
+    text = " ".join(Elements((tmp_path / "report.html").read_text(encoding="utf-8")).text)
+    assert "On tiny (40 questions, 3 seeds) lora is" in text
+    assert "lora seed" not in text.partition("Run folders")[0]
 
 
-def test_a_browser_shows_the_report_without_errors(runs: list[Path], page: str, tmp_path: Path) -> None:
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no chromium on this machine")
-    (tmp_path / "report.html").write_text(page, encoding="utf-8")
-    with tempfile.TemporaryDirectory() as profile:
-        command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--enable-logging=stderr"]
-        command += ["--disable-background-networking", f"--user-data-dir={profile}", "--window-size=390,844"]
-        command += [f"--screenshot={tmp_path / 'page.png'}", f"file://{tmp_path / 'report.html'}"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    assert console == []
-    assert (tmp_path / "page.png").stat().st_size > 10_000
+def test_a_comparison_is_taken_at_its_word(compared: Path) -> None:
+    results = json.loads((compared / "results.json").read_text())["results"]
+    for source in (compared, compared / "cells"):
+        material = read_sources([source])
+        assert material.labels == ("lora", "lora+temperature", "mixlora", "uq4ct")
+        assert [series.result for series in material.series if series.task == "tiny"] == results[:4]
+        assert all(series.seeds == (1, 2) for series in material.series)
+        assert material.comparison.baseline == "lora"
+        assert material.fitted_on == "tiny"
+
+
+def test_a_comparison_that_still_runs_shows_its_finished_cells(compared: Path, tmp_path: Path) -> None:
+    shutil.copytree(compared, tmp_path / "cmp")
+    (tmp_path / "cmp" / "results.json").unlink()
+    cells = sorted((tmp_path / "cmp" / "cells").iterdir())
+    (cells[0] / "cell.json").unlink()
+    material = read_sources([tmp_path / "cmp"])
+    assert sum(len(series.members) for series in material.series if series.task == "tiny") == len(cells) - 1
+    assert material.comparison is None
+
+
+def test_seeds_that_answered_other_questions_stay_apart(tmp_path: Path) -> None:
+    for seed, n in ((1, 20), (2, 30)):
+        make_run(tmp_path / f"s{seed}", "lora", n, {"tiny": 0.0}, resamples=20, seed=seed)
+    material = read_sources([tmp_path / "s1", tmp_path / "s2"])
+    assert material.labels == ("lora seed 1", "lora seed 2")
+
+
+def test_a_prediction_file_with_several_seeds_is_one_series(tmp_path: Path) -> None:
+    rows = [row for seed in (1, 2) for row in made_rows(30, 0.0, 0.0, 1.5, False, "lora", seed)]
+    predictions.write(tmp_path / "arc.jsonl", rows)
+    (series,) = read_sources([tmp_path / "arc.jsonl"]).series
+    assert (series.label, series.task, series.seeds, series.n) == ("lora", "arc", (1, 2), 30)
+
+
+def test_what_a_comparison_cannot_back_is_refused(compared: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a report shows one comparison"):
+        read_sources([compared, compared / "cells"])
+    shutil.copytree(compared, tmp_path / "cmp")
+    shutil.rmtree(next((tmp_path / "cmp" / "cells").iterdir()))
+    with pytest.raises(UserError, match=r"missing, .*results\.json lists it as complete"):
+        read_sources([tmp_path / "cmp"])
+    write_json(tmp_path / "cmp" / "results.json", {"cells": "none"})
+    with pytest.raises(UserError, match="not the results of a comparison"):
+        read_sources([tmp_path / "cmp"])
+
+
+def test_bins_over_seeds_are_those_of_all_answers_with_the_interval_of_one_seed(tmp_path: Path) -> None:
+    folders = [
+        make_run(tmp_path / f"lora{seed}", "lora", 60, {"tiny": 0.0}, resamples=20, seed=seed) for seed in (1, 2)
+    ]
+    (series,) = read_sources(folders).series
+    confidence = np.concatenate([member.answers.confidence for member in series.members])
+    correct = np.concatenate([member.answers.correct for member in series.members])
+    seen = 0
+    for row in series.bins:
+        inside = (confidence > row["lower"]) & (confidence <= row["upper"])
+        seen += inside.sum()
+        assert row["n"] == inside.sum() / 2
+        assert row["accuracy"] == pytest.approx(correct[inside].mean())
+        assert row["confidence"] == pytest.approx(confidence[inside].mean())
+        size = max(1, round(row["n"]))
+        assert (row["accuracy_low"], row["accuracy_high"]) == wilson(row["accuracy"] * size, size)
+    assert seen == 120
+
+
+@pytest.mark.parametrize("places", [["compared"], ["runs"]])
+def test_headings_are_in_order_and_everything_drawn_is_described(
+    places: list[str], request: pytest.FixtureRequest
+) -> None:
+    page = request.getfixturevalue("compared_page" if places == ["compared"] else "page")
+    levels = [int(level) for level in re.findall(r"<h([1-6])", page)]
+    assert levels.count(1) == 1
+    assert levels[0] == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    svgs = re.findall(r"<svg[^>]*>", page)
+    assert len(svgs) > 20
+    assert all(' role="img" aria-label="' in svg for svg in svgs)
+    tables = re.findall(r"<table.*?</table>", page, re.S)
+    assert all("<caption" in table and '<th scope="col"' in table and '<th scope="row"' in table for table in tables)
+    assert '<a class="skip" href="#main">' in page
+    assert page.count('id="main"') == 1
+    assert len(re.findall(r' id="([^"]+)"', page)) == len(set(re.findall(r' id="([^"]+)"', page)))
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    bright, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (bright + 0.05) / (dark + 0.05)
+
+
+def test_texts_are_readable_in_both_themes(page: str) -> None:
+    """WCAG 2.2: 4.5 for text, 3 for marks; black on white is 21."""
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    palettes = [dict(re.findall(r"--(\w+): (#\w{6});", rule)) for rule in re.findall(r":root \{[^}]*#[^}]*\}", page)]
+    light, dark, printed = palettes
+    for palette in (light, dark, light | printed):
+        for ground in ("paper", "shade"):
+            for text in ("ink", "muted", "accent", "right", "wrong"):
+                assert contrast(palette[text], palette[ground]) >= 4.5, (text, ground, palette)
+        for mark in ("ink", "accent"):
+            assert contrast(palette[mark], palette["band"]) >= 3, (mark, palette)
+
+
+def test_words_say_what_ece_shows(tmp_path: Path) -> None:
+    def series(correct: list[int], confidence: float) -> Series:
+        rows = [
+            {"id": str(k), "probabilities": {"A": confidence, "B": 1 - confidence}, "label": "AB"[1 - right]}
+            for k, right in enumerate(correct)
+        ]
+        (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return read_sources([tmp_path / "p.jsonl"]).series[0]
+
+    assert standing(series([1] * 75 + [0] * 25, 0.75)).words == "not distinguishable from calibrated"
+    assert standing(series([1] * 50 + [0] * 50, 0.9)).words == "overconfident by 40.0 points"
+    assert standing(series([1] * 99 + [0], 0.6)).words == "underconfident by 39.0 points"
+
+
+def test_a_temperature_that_no_cell_has_is_fitted_on_the_calibration_split(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "lora", "lora", 80, {"tiny": 0.0}, resamples=20, calibration=120)
+    (entry,) = scaled(read_sources([run]))["tiny"]
+    assert entry.fitted_here
+    assert entry.questions == 120
+    rows = predictions.read(run / "calibration.jsonl")
+    grid = np.linspace(0.5, 6, 1101)
+    losses = [np.mean([nll_at(row, t) for row in rows]) for t in grid]
+    assert entry.temperatures[0] == pytest.approx(grid[int(np.argmin(losses))], abs=0.006)
+    evaluated = predictions.read(run / "evaluations" / "tiny" / "predictions.jsonl")
+    assert entry.scaled["nll"] == pytest.approx(np.mean([nll_at(row, entry.temperatures[0]) for row in evaluated]))
+    assert entry.scaled["nll"] < entry.raw["nll"]
+
+
+def nll_at(row: dict, temperature: float) -> float:
+    logits = np.array(row["logits"]) / temperature
+    logits -= logits.max()
+    gold = list(row["probabilities"]).index(row["label"])
+    return float(np.log(np.exp(logits).sum()) - logits[gold])
+
+
+def test_detection_is_computed_where_no_comparison_tells_it(runs: list[Path], compared_page: str, page: str) -> None:
+    home, away = (
+        [row["confidence"] for row in predictions.read(runs[0] / "evaluations" / task / "predictions.jsonl")]
+        for task in ("tiny", "tiny-far")
+    )
+    expected = np.mean([(a > b) + (a == b) / 2 for a in home for b in away])
+    (row,) = (row for row in numbers(runs, "shift") if row["method"] == "lora" and "auroc" in row)
+    assert row["auroc"] == pytest.approx(expected)
+    assert "computed for this page without an interval" in page
+    assert "computed for this page without an interval" not in compared_page
+
+
+def numbers(sources: list[Path], key: str) -> list[dict]:
+    """Return what the first figure of a section shows."""
+    made, _ = build(read_sources(sources))
+    (section,) = (section for section in made if section.key == key)
+    return list(
+        next(block for group in section.groups for block in group.blocks if block.form == "figure").figure.numbers
+    )
+
+
+def test_a_difference_is_established_by_its_interval_and_its_corrected_p() -> None:
+    row = {"difference": -0.1, "interval": [-0.2, -0.05], "better": "lower", "p_holm": 0.01, "seeds": [1, 2]}
+    assert is_established(row)
+    assert is_established(row | {"p_holm": None})
+    assert not is_established(row | {"p_holm": 0.2})
+    assert not is_established(row | {"seeds": [1]})
+    assert not is_established(row | {"interval": [-0.2, 0.01]})
+    assert not is_established(row | {"interval": None})
+
+
+def test_the_risk_curve_and_its_oracle_are_those_of_the_answers(runs: list[Path]) -> None:
+    rows = [row for row in numbers(runs, "risk") if row["method"] == "lora"]
+    answers = sorted(
+        predictions.read(runs[0] / "evaluations/tiny/predictions.jsonl"), key=lambda row: -row["confidence"]
+    )
+    wrong = [not row["correct"] for row in answers]
+    for row in rows:
+        k = round(row["coverage"] * len(wrong))
+        assert row["error_rate"] == pytest.approx(np.mean(wrong[:k]))
+        assert row["oracle"] == pytest.approx(np.mean(sorted(wrong)[:k]))
+
+
+def test_ten_methods_on_six_tasks_over_five_seeds_stay_below_two_megabytes(tmp_path: Path) -> None:
+    """One run serves all methods and seeds: bytes depend on how much is drawn, not on what."""
+    tasks = {"tiny": 0.0, "near": 0.06, "far": 0.16, "odd": 0.1, "health": 0.3, "unanswerable": 0.45}
+    run = make_run(tmp_path / "run", "uq4ct", 120, tasks, resamples=20)
+    facts = json.loads((run / "uq4ct.json").read_text())
+    results, cells = [], []
+    for number in range(10):
+        for seed in range(1, 6):
+            cell = tmp_path / "cmp" / "cells" / f"m{number}-{seed}"
+            shutil.copytree(run, cell)
+            write_json(cell / "uq4ct.json", facts | {"method": f"a_longer_name_{number}", "seed": seed})
+            cells.append({"method": f"a_longer_name_{number}", "seed": seed, "status": "complete", "folder": str(cell)})
+        for task in tasks:
+            metrics = json.loads((run / "evaluations" / task / "metrics.json").read_text())
+            spread = dict.fromkeys(metrics["intervals"], 0.01)
+            results.append(metrics | {"method": f"a_longer_name_{number}", "seeds": [1, 2, 3, 4, 5], "sd": spread})
+    write_json(tmp_path / "cmp" / "results.json", {"cells": cells, "results": results})
+    build_report([tmp_path / "cmp"], tmp_path / "report.html")
+    assert 800_000 < (tmp_path / "report.html").stat().st_size < 2_000_000
+
+
+def test_another_split_is_another_task_and_keeps_what_the_comparison_says(compared: Path, tmp_path: Path) -> None:
+    """``compare --protocol paper`` evaluates validation: its folder is task.validation, its results say task and split."""
+    shutil.copytree(compared, tmp_path / "cmp")
+    for place in (tmp_path / "cmp" / "cells").glob("*/evaluations/tiny"):
+        metrics = json.loads((place / "metrics.json").read_text())
+        write_json(place / "metrics.json", metrics | {"split": "validation"})
+        write_manifest(place)
+        place.rename(place.with_name("tiny.validation"))
+    found = json.loads((tmp_path / "cmp" / "results.json").read_text())
+    for key in ("results", "differences", "verdicts", "feu_usefulness"):
+        found[key] = [row | ({"split": "validation"} if row["task"] == "tiny" else {}) for row in found[key]]
+    write_json(tmp_path / "cmp" / "results.json", found | {"in_distribution": "tiny.validation"})
+    material = read_sources([tmp_path / "cmp"])
+    assert material.fitted_on == "tiny.validation"
+    assert {row["task"] for row in material.rows("differences")} == {"tiny.validation", "tiny-far"}
+    assert {row["in_distribution"] for row in material.rows("shift_detection")} == {"tiny.validation"}
+    assert material.find("lora", "tiny.validation").result == found["results"][0]
+    assert [len(section.groups) for section in build(material)[0] if section.key == "differences"] == [2]
+
+
+ODD = {
+    "one row": [{"probabilities": {"A": 0.7, "B": 0.3}, "label": "A"}],
+    "all wrong": [{"probabilities": {"A": 0.7, "B": 0.3}, "label": "B"}] * 5,
+    "a right answer of probability 0": [{"probabilities": {"A": 1.0, "B": 0.0}, "label": label} for label in "AB"],
+    "one FEU": [{"probabilities": [0.7, 0.3], "label": k % 2, "feu": 0.25} for k in range(6)],
+    "26 choices": [{"probabilities": {chr(65 + k): 1 / 26 for k in range(26)}, "label": "Z"}] * 3,
+    "confidences alone": [{"confidence": 0.5 + 0.05 * k, "correct": k % 2 == 0} for k in range(9)],
+    "half a character": [
+        {"probabilities": {"A": 0.6, "B": 0.4}, "label": "B", "question": "\ud800 \u202e", "choices": ["\udfff", "b"]}
+    ]
+    * 2,
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_answers_have_a_page_too(name: str, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ODD[name]))
+    build_report([tmp_path / "p.jsonl"], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert Elements(page).open == []
+    assert not re.search(r"\b(nan|inf)\b", page, re.IGNORECASE)
+    assert ("Letter priors: the answers are confidences" in page) == (name == "confidences alone")
+
+
+def test_runs_of_other_options_are_no_seeds_of_one_method(tmp_path: Path) -> None:
+    folders = [make_run(tmp_path / f"s{s}", "lora", 20, {"tiny": 0.0}, resamples=20, seed=s) for s in (1, 2, 3)]
+    for folder, rate in zip(folders, ("1e-4", "1e-4", "5e-4"), strict=True):
+        text = f"train: {{learning_rate: {rate}}}\noutput: {{folder: {folder}, seed: 9}}\n"
+        (folder / "config.yaml").write_text(text)
+    material = read_sources(folders)
+    assert [(series.label, series.seeds) for series in material.series] == [("lora", (1, 2)), ("lora seed 3", (3,))]
+    (folders[0] / "config.yaml").write_text("a: [")
+    with pytest.raises(UserError, match=r"config\.yaml: not readable as YAML"):
+        read_sources(folders)

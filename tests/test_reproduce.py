@@ -296,6 +296,29 @@ def test_climateqa_is_trained_with_its_own_learning_rate_and_dropout(tmp_path):
     assert any("ClimateQA: 8 of the 9 rows are scored" in line for line in request.deviations)
 
 
+def test_questions_are_read_and_adapters_built_once_however_many_cells_have_them(root, tmp_path, monkeypatch):
+    import peft
+
+    from uq4ct import data
+
+    read: list[tuple] = []
+    built: list[object] = []
+
+    def load(source, load=data.load, **options):
+        read.append((source, options["split"], options["training"]))
+        return load(source, **options)
+
+    def build(model, config, build=peft.get_peft_model):
+        built.append(config)
+        return build(model, config)
+
+    monkeypatch.setattr(data, "load", load)
+    monkeypatch.setattr(peft, "get_peft_model", build)
+    request = prepared("table1", root, tmp_path / "out")
+    assert len(read) == len(set(read)) > 1
+    assert 0 < len(built) <= len({cell.method for cell in request.plan.cells})
+
+
 def test_table_2_trains_once_per_method_and_seed_and_tests_on_seven_tasks(root, tmp_path):
     request = prepared("table2", root, tmp_path / "out")
     assert {cell.task for cell in request.plan.cells} == {"openbookqa"}

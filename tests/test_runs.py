@@ -130,6 +130,22 @@ def test_a_calibration_prompt_that_cannot_be_scored_shows_before_anything_is_wri
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("lora+feu", {}, r"method lora\+feu: calibration by FEU needs a method with a router"),
+        ("uq4ct+vector", {}, r"method uq4ct\+vector: vector scaling needs at least 200 .* got 5"),
+        ("laplace", {"method": {"prior": "grid"}, "data": {"calibration_fraction": 0}}, "laplace: needs a calibration"),
+    ],
+)
+def test_what_the_calibration_split_cannot_serve_shows_before_training(method, options, message, questions, tmp_path):
+    config = config_of(questions, tmp_path / "run", method).dump()
+    both = [Layer.of(config, "test"), Layer.of(options, "more")]
+    with pytest.raises(UserError, match=message):
+        fitting.train(resolve(both))
+    assert not (tmp_path / "run").exists()
+
+
 def test_two_processes_train_one_run(questions, tmp_path):
     options = ["method.rank=2", "train.per_device_train_batch_size=2", "train.logging_steps=1"]
     train = ["-m", "uq4ct", "train", "--data", str(questions), "--output", str(tmp_path / "run"), "--max-steps", "1"]

@@ -11,6 +11,7 @@ import dataclasses
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
@@ -20,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from uq4ct.encoders import draw_head, with_head
 from uq4ct.errors import UserError, did_you_mean
@@ -59,6 +60,31 @@ class TrainConfig(BaseModel):
     logging_steps: int = Field(10, ge=1)
     save_steps: int = Field(100, ge=1)
     save_total_limit: int | None = Field(2, ge=1)
+
+    def substance(self) -> dict[str, Any]:
+        """Return as plain values the options that the trained weights depend on.
+
+        >>> TrainConfig(save_steps=5).substance() == TrainConfig(logging_steps=1).substance()
+        True
+        """
+        return {name: value for name, value in self.model_dump(mode="json").items() if name not in BOOKKEEPING}
+
+    def steps(self, examples: int) -> int:
+        """Return the number of optimizer steps of one process on so many examples.
+
+        >>> TrainConfig(per_device_train_batch_size=4, num_train_epochs=2).steps(10), TrainConfig(max_steps=7).steps(10)
+        (6, 7)
+        """
+        batch = self.per_device_train_batch_size * self.gradient_accumulation_steps
+        every = math.ceil(math.ceil(examples / batch) * self.num_train_epochs)
+        return self.max_steps if self.max_steps > 0 else every
+
+    @field_validator("max_steps")
+    @classmethod
+    def _some_or_all_steps(cls, steps: int) -> int:
+        if steps != -1 and steps < 1:
+            raise ValueError(f"expected 1 or more steps, or -1 for as many as num_train_epochs take, got {steps}")
+        return steps
 
     @model_validator(mode="after")
     def _known_to_transformers(self) -> TrainConfig:
@@ -172,13 +198,12 @@ def training_key(bench: Bench, adapter_config: Any, objective: Objective, varian
     """Return a SHA-256 over everything that the trained weights depend on."""
     from uq4ct.batches import fingerprint
 
-    train = {name: value for name, value in bench.train.model_dump(mode="json").items() if name not in BOOKKEEPING}
     facts = {
         "base": bench.base,
         "data": fingerprint(bench.examples),
         "adapter": adapter_config.to_dict(),
         "objective": dataclasses.asdict(objective),
-        "train": train,
+        "train": bench.train.substance(),
         "seed": bench.seed,
         "variant": dict(variant),
     }
@@ -224,7 +249,7 @@ def _train(
     import peft
     import transformers
 
-    from uq4ct.snapshots import Snapshots
+    from uq4ct.snapshots import Snapshots, discard_beyond_missing, save_adapter
     from uq4ct.training import CalibratedTrainer
 
     started = time.monotonic()
@@ -240,6 +265,9 @@ def _train(
         config_hash=bench.config_hash,
         callbacks=[Snapshots(bench.folder, snapshots)],
     )
+    if bench.resume and training.is_world_process_zero():
+        discard_beyond_missing(bench.folder, snapshots)
+    wait_for_all()
     training.train(resume_from_checkpoint=bench.resume)
     model.eval()
     if training.is_world_process_zero():
@@ -249,15 +277,6 @@ def _train(
         done = {"key": key, "seconds": round(time.monotonic() - started, 3)}
         write_json(bench.folder / "training.json", {**done, "sha256": _digest(bench.folder)})
     return model
-
-
-def save_adapter(model: Any, folder: Path) -> None:
-    """Save an adapter in PEFT's format, without PEFT's card template: it says nothing about this run.
-
-    Where the head is adapted, PEFT would add a copy of the base's head, which never changes.
-    """
-    model.save_pretrained(folder, save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)
 
 
 def _is_trained(place: Path, key: str, snapshots: Sequence[float]) -> bool:

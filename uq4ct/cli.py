@@ -67,6 +67,20 @@ Workers = Annotated[
     int | None, typer.Option("--workers", min=1, help="Cells at a time. Default: one per GPU, else per two cores.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the cells, time and disk; write nothing.")]
+ColumnsOf = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--columns", metavar="FIELD=COLUMN,...", help="Where a file has what, e.g. label=gold,probabilities=p_*."
+    ),
+]
+Likelihood = Annotated[
+    str,
+    typer.Option(
+        "--likelihood",
+        metavar="acc|acc_norm|acc_bytes",
+        help="lm-eval's samples: softmax of summed log-likelihoods, or of those by length in characters or bytes.",
+    ),
+]
 SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Leave bad rows out and write them to a file.")]
 
 
@@ -264,23 +278,37 @@ def ask(
 
 @app.command()
 def compare(
-    methods: Annotated[
-        str, typer.Option("--methods", metavar="A,B|all", help="E.g. lora,uq4ct[top_k=3;rank=8],mixlora+temperature.")
-    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the comparison.")],
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            "--methods",
+            metavar="A,B|all",
+            help="E.g. lora,uq4ct[top_k=3;rank=8],mixlora+vector. Without it the folder's tables are made anew.",
+        ),
+    ] = None,
     model: Model = None,
     data: Data = None,
     eval_data: Annotated[
         list[str] | None,
         typer.Option("--eval-data", metavar="FILE|TASK ...", help="Default: the training task's evaluation split."),
     ] = None,
-    seeds: Annotated[str, typer.Option("--seeds", help="Whole numbers with commas between.")] = "1,2,3",
+    seeds: Annotated[
+        str | None,
+        typer.Option("--seeds", metavar="1,2,...", help="Default: five, or as in the paper three."),
+    ] = None,
     protocol: Annotated[
         str,
         typer.Option(
             "--protocol", metavar="sound|paper", help="Test split and calibration, or as the paper: validation, none."
         ),
     ] = "sound",
+    baseline: Annotated[
+        str | None, typer.Option("--baseline", metavar="METHOD", help="Compared with the others. Default: lora.")
+    ] = None,
+    no_temperature: Annotated[
+        bool, typer.Option("--no-temperature", help="No temperature-scaled second row of every method.")
+    ] = False,
     max_steps: MaxSteps = None,
     preset: Annotated[
         str | None,
@@ -298,60 +326,125 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Compare methods over seeds: finished cells are kept, the same command continues an interrupted comparison."""
-    from uq4ct import campaign, comparing
+    from uq4ct import campaign, comparing, concluding, protocols
 
-    held = comparing.protocol(protocol)
+    if methods is None:
+        planning = {"--data": data, "--model": model, "--eval-data": eval_data, "--seeds": seeds, "--config": config}
+        told = {"--set": settings, "--preset": preset, "--max-steps": max_steps, "--dry-run": dry_run or None}
+        _refuse_without_methods(output, {**planning, **told})
+        _show_comparison(concluding.reread(output, baseline), output, as_json)
+        return
+    held = protocols.protocol(protocol)
     layers = _layers(model, data, None, None, max_steps, None, preset or held.preset, config, settings, data_root)
     layers.insert(1, held.layer)  # above the preset, below what the user says
-    made = comparing.plan(methods, eval_data or [], seeds, output=output, held=held, layers=layers)
+    made = comparing.plan(
+        methods,
+        eval_data or [],
+        held.seeds if seeds is None else seeds,
+        output=output,
+        held=held,
+        layers=layers,
+        baseline=baseline,
+        temperature=not no_temperature,
+        engine=engine,
+    )
     if dry_run:
         outcomes = [campaign.state(cell) for cell in made.cells]
         cells = comparing.describe(made, outcomes)
         print(json.dumps({"cells": cells}) if as_json else comparing.plan_table(cells, made, outcomes))
         return
     outcomes, found = comparing.run(
-        made, output, held, engine=engine, workers=workers, gpus_per_cell=gpus_per_cell, say=_say
+        made,
+        output,
+        held,
+        engine=engine,
+        workers=workers,
+        gpus_per_cell=gpus_per_cell,
+        baseline=baseline,
+        preset=preset,
+        say=_say,
     )
-    if as_json:
-        print(json.dumps({"cells": found["cells"], "results": found["results"]}, ensure_ascii=False, allow_nan=False))
-    else:
-        print(comparing.text_of(found))
-        _say(f"wrote {output}/results.json, table.md, table.csv, table.tex; next: uq4ct report {output}/cells")
+    _show_comparison(found, output, as_json)
     if problems := comparing.problems_of(outcomes):
         for problem in problems:
             _say(f"error: {problem}")
         raise SystemExit(1)
 
 
+def _refuse_without_methods(output: Path, flags: dict[str, Any]) -> None:
+    """Refuse flags that plan a comparison where no methods are named."""
+    if named := [flag for flag, value in flags.items() if value is not None]:
+        raise UserError(
+            f"--methods: name the methods to compare, as in lora,uq4ct; without it the tables of {output} are made "
+            f"anew from its files, and {', '.join(named)} would change nothing"
+        )
+
+
+def _show_comparison(found: dict[str, Any], output: Path, as_json: bool) -> None:
+    """Print what a comparison found, as one JSON object or for people."""
+    from uq4ct import concluding
+
+    if as_json:
+        told = {key: found[key] for key in concluding.TOLD}
+        print(json.dumps(told, ensure_ascii=False, allow_nan=False))
+    else:
+        print(concluding.text_of(found))
+        names = "results.json, table.md, .csv, .tex, differences.md, .csv"
+        _say(f"wrote {output}/{names}; next: uq4ct report {output}/cells")
+
+
 @app.command()
 def metrics(
     source: Annotated[
-        Path, typer.Argument(metavar="PREDICTIONS", help="Anyone's jsonl or csv with probabilities and label.")
+        Path, typer.Argument(metavar="PREDICTIONS", help="Anyone's predictions, or a results folder of lm-eval.")
     ],
     bins: Annotated[int, typer.Option("--bins", min=1, help="Equal-width bins of the calibration error.")] = 15,
+    resamples: Annotated[
+        int, typer.Option("--resamples", min=100, help="Resamples behind every interval and null band.")
+    ] = 1000,
+    columns: ColumnsOf = None,
+    likelihood: Likelihood = "acc",
+    by_group: Annotated[bool, typer.Option("--by-group", help="Part each task by the rows' group, too.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure a file of predictions: accuracy, calibration, selective prediction, with intervals."""
+    """Measure predictions: accuracy, calibration, selective prediction, with intervals; by task, method and seed."""
     from uq4ct import predictions
-    from uq4ct.metrics import Answers, summarize
+    from uq4ct.metrics import summarize
     from uq4ct.report import table
 
-    result = summarize(Answers.of_rows(predictions.read(source)), task=source.stem, bins=bins)
-    print(json.dumps(result, ensure_ascii=False, allow_nan=False) if as_json else table([result]))
+    results = []
+    for (task, method, seed), rows in predictions.evaluations(_reader(columns, likelihood)(source), by_group).items():
+        names = {"task": task or source.stem, "method": method, "seed": seed}
+        measured = summarize(rows, bins=bins, resamples=resamples)
+        results.append({key: name for key, name in names.items() if name is not None} | measured)
+    if as_json:
+        shown = results[0] if len(results) == 1 else {"results": results}
+        print(json.dumps(shown, ensure_ascii=False, allow_nan=False))
+    else:
+        print(table(results))
 
 
 @app.command()
 def report(
     sources: Annotated[
-        list[Path], typer.Argument(metavar="RUN|PREDICTIONS ...", help="Run folders or prediction files.")
+        list[Path],
+        typer.Argument(
+            metavar="RUN|COMPARISON|PREDICTIONS ...", help="Run folders, folders of `uq4ct compare`, prediction files."
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The html file to write.")] = Path("report.html"),
+    figures: Annotated[
+        Path | None,
+        typer.Option("--figures", metavar="DIR", help="Also write each figure (svg pdf png csv json) and the table."),
+    ] = None,
+    columns: ColumnsOf = None,
+    likelihood: Likelihood = "acc",
 ) -> None:
-    """Write one self-contained html report from run folders or prediction files; no model is loaded."""
+    """Write one self-contained html report from runs, a comparison or prediction files; no model is loaded."""
     from uq4ct.report import build_report
 
-    build_report(sources, output)
-    _say(f"wrote {output}")
+    build_report(sources, output, figures=figures, say=_say, read=_reader(columns, likelihood))
+    _say(f"wrote {output}" + ("" if figures is None else f" and the figures in {figures}/"))
 
 
 @app.command()
@@ -570,6 +663,20 @@ def _rule(run: Any, abstain_below: float | None, target_accuracy: float | None) 
     rule = evaluating.target_accuracy_rule(run, target_accuracy)
     _say(f"abstain below confidence {rule.threshold:.4f}: {rule.describe()}")
     return rule
+
+
+def _reader(columns: list[str] | None, likelihood: str) -> Callable[[Path], list[Any]]:
+    """Return what reads a prediction file as flags say, and tells how it did."""
+    from uq4ct import predictions
+
+    named = predictions.Columns.parse(columns or [])
+
+    def read(path: Path) -> list[Any]:
+        reading = predictions.read_any(path, named, likelihood)
+        _say(reading.how)
+        return reading.rows
+
+    return read
 
 
 @contextmanager

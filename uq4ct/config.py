@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from uq4ct import methods
-from uq4ct.adapting import BOOKKEEPING, TrainConfig
+from uq4ct.adapting import TrainConfig
 from uq4ct.backbone import ModelConfig
 from uq4ct.data import DataConfig
 from uq4ct.errors import UserError, did_you_mean
@@ -81,8 +81,7 @@ class Config(BaseModel):
         facts["seed"] = self.output.seed
         if Path(self.data.source).is_file():  # one file may be named in several ways
             facts["data"]["source"] = str(Path(self.data.source).resolve())
-        for name in BOOKKEEPING:
-            facts["train"].pop(name, None)
+        facts["train"] = self.train.substance()
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -120,7 +119,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "max_steps": 5000,
         },
     },
-    # An encoder has a new head to train: longer, with warm-up and decay. At 1e-3 a plain LoRA stays at chance (the log).
+    # An encoder has a new head to train: longer, with warm-up and decay. At 1e-3 a LoRA stays at chance (the log).
     "encoder": {
         "train": {
             "num_train_epochs": 3,

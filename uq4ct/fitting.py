@@ -51,20 +51,20 @@ def prepare(config: Config) -> Prepared:
     from uq4ct.sequences import encoder_for
 
     questions = data.load(config.data.source, root=config.data.root, config=config.data, training=True)
-    backbone = _base_model(config, questions.questions)
+    everything = questions.questions
     fit, calibration = data.calibration_split(questions, config=config.data, seed=config.output.seed)
     questions = replace(questions, questions=fit)
-    if config.method.posthoc and not calibration:
-        raise UserError(
-            f"method {config.method.label}: '{config.method.posthoc}' is fitted on the calibration split and there is "
-            "none; set data.calibration_fraction, for example 0.1 (preset paper has none)"
-        )
+    if problems := config.method.without_calibration(len(calibration)):
+        raise UserError([f"method {config.method.label}: {problem}" for problem in problems])
+    backbone = _base_model(config, everything)
     encoder = encoder_for(backbone, config.prompt)
     config.method.check(backbone.model)
     check_training_options(config.train, use_cpu=backbone.model.device.type == "cpu")
     examples, notes = encoder.encode_training(questions.questions)
     asked = encoder.encode_all(calibration)
-    notes = (*questions.notes, *_kind_notes(config, backbone), *notes, *config.method.notes(backbone.model))
+    after = config.method.notes_on_steps(config.train.steps(len(examples)))
+    kind = _kind_notes(config, backbone)
+    notes = (*questions.notes, *kind, *notes, *config.method.notes(backbone.model), *after)
     return Prepared(questions, calibration, examples, asked, backbone, encoder, notes)
 
 
@@ -87,7 +87,7 @@ def _kind_notes(config: Config, backbone: Backbone) -> list[str]:
     notes = [f"model.kind: {backbone.kind}: {backbone.name} is an encoder, its head {does}"]
     if new_modules(backbone.model) and config.train.lr_scheduler_type == "constant":
         notes.append(
-            f"train.lr_scheduler_type: constant, {config.train.num_train_epochs:g} epochs; for the new head of an encoder "
+            f"train.lr_scheduler_type: constant, {config.train.num_train_epochs:g} epochs; for an encoder's new head "
             "--preset encoder trains longer, with warm-up and decay"
         )
     return notes

@@ -52,4 +52,4 @@ class StopSignal:
         if self.received:
             os._exit(128 + number)
         self.received, self._since = number, time.monotonic()
-        os.write(2, b"\nstopping: this update is finished and saved first; signal again to stop at once\n")
+        os.write(2, b"\nstopping: an update that has begun is finished and saved first; signal again to stop at once\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -80,10 +79,8 @@ def _sample(config: Config, ready: Prepared) -> tuple[float, float]:
 
 def _cost(config: Config, ready: Prepared, lengths: Any, seconds: float) -> str:
     batch = config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps
-    steps = math.ceil(math.ceil(len(ready.examples) / batch) * config.train.num_train_epochs)
-    steps = config.train.max_steps if config.train.max_steps > 0 else steps
     trainable = _trainable(config, ready)
-    steps = steps if trainable else 0
+    steps = config.train.steps(len(ready.examples)) if trainable else 0
     weights = ready.backbone.model.get_memory_footprint()
     hidden = ready.backbone.model.config.get_text_config()
     tokens = config.train.per_device_train_batch_size * float(np.quantile(lengths, 0.99))

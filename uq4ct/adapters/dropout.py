@@ -43,4 +43,4 @@ class _Drop:
             return output
         keys = self.watched.keys_for(tuple(output.shape[:-1]))
         kept = keep(keys, output.shape[-1], dropout.p, seed=self.seed, sample=self.sample, site=self.site)
-        return output * (kept.to(output.dtype) / (1 - dropout.p))
+        return kept.to(output.dtype).mul_(1 / (1 - dropout.p)).mul_(output)

@@ -15,11 +15,9 @@ from uq4ct.adapters.mixture import (
     LowRank,
     Mixing,
     Projection,
-    add,
-    drop,
+    adapt,
     ffn_mixture,
     linear_mixture,
-    low_rank_delta,
     route,
     sample_experts,
 )
@@ -34,6 +32,7 @@ from uq4ct.adapters.sites import (
     output_dropout,
     part,
 )
+from uq4ct.adapters.slots import Arithmetic
 
 CANNOT_MERGE = (
     "A mixture of LoRA experts cannot be merged into the base weights: which experts act, and how much, depends on the "
@@ -117,7 +116,7 @@ class LoraLinear(AdapterLayer):
         if adapter is None:
             return base
         experts = LowRank(self.uqmoe_A[adapter], self.uqmoe_B[adapter])
-        return add(base, low_rank_delta(drop(x, self.dropout(adapter)), experts, self.settings[adapter].scaling))
+        return adapt(base, x, experts, self.settings[adapter].scaling, dropout=self.dropout(adapter))
 
 
 class RoutedLayer(AdapterLayer, Routed):
@@ -201,6 +200,8 @@ class MixtureLinear(RoutedLayer):
 class FfnMixture(RoutedLayer):
     """Replace an FFN by a mixture whose experts are the whole FFN with low-rank deltas (Eqs. 2, 3)."""
 
+    arithmetic: Arithmetic = "auto"
+
     def __init__(self, base_layer: nn.Module, site: FfnSite):
         super().__init__(base_layer)
         self.site = site
@@ -244,8 +245,16 @@ class FfnMixture(RoutedLayer):
         routing, slots = self.route(hidden, adapter)
         activation = part(base, self.site.activation) if self._activation is None else self._activation[0]
         ffn = feed_forward(base, self.site, activation, self.experts(adapter))
-        dropout = self.dropout(adapter)
-        y = ffn_mixture(hidden, ffn, routing, slots, mixing=settings.mixing, scaling=settings.scaling, dropout=dropout)
+        y = ffn_mixture(
+            hidden,
+            ffn,
+            routing,
+            slots,
+            mixing=settings.mixing,
+            scaling=settings.scaling,
+            dropout=self.dropout(adapter),
+            arithmetic=self.arithmetic,
+        )
         return output_dropout(base, self.site, y)
 
     def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device | None, torch.dtype | None]:
@@ -300,6 +309,16 @@ def _put(layer: nn.Module, name: str, value: Any) -> None:
     if not isinstance(value, nn.Module):
         owner._modules.pop(attribute, None)
     setattr(owner, attribute, value)
+
+
+def use_arithmetic(model: nn.Module, arithmetic: Arithmetic) -> None:
+    """Choose how every FFN mixture of a model computes its slots; the numbers stay the same up to rounding.
+
+    ``"autograd"`` is the plain formula, which alone can be differentiated twice; see ``slot_activations``.
+    """
+    for module in model.modules():
+        if isinstance(module, FfnMixture):
+            module.arithmetic = arithmetic
 
 
 def _more_than_the_input(module: nn.Module) -> str:

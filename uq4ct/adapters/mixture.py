@@ -8,14 +8,16 @@ matrix products, no loop over experts, no data-dependent shape, no synchronisati
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from uq4ct.adapters.bottleneck import bottleneck, compute_dtype, keep_mask
 from uq4ct.adapters.router import LayerRouting
+from uq4ct.adapters.slots import Arithmetic, Branch, slot_activations
 
 Mixing = Literal["rescaled", "raw"]
 FfnKind = Literal["gated", "fused", "plain"]
@@ -117,8 +119,21 @@ def low_rank_delta(
     >>> low_rank_delta(torch.tensor([[2.0]]), one, 1.0, torch.tensor([[0.5, 0.25]]))
     tensor([[6.]])
     """
-    bottleneck = _project(x, experts.A, scaling)
-    return F.linear(bottleneck if gates is None else _per_expert(bottleneck, gates), experts.B)
+    z = bottleneck(x, experts.A, scaling)
+    return F.linear(z if gates is None else _per_expert(z, gates), experts.B)
+
+
+def adapt(
+    base: Float[Tensor, "*tokens out"],
+    x: Float[Tensor, "*tokens in"],
+    experts: LowRank,
+    scaling: float,
+    gates: Float[Tensor, "*tokens experts"] | None = None,
+    dropout: float = 0.0,
+) -> Float[Tensor, "*tokens out"]:
+    """Return a base output plus ``low_rank_delta`` of the dropped input, in the base's dtype."""
+    z = bottleneck(x, experts.A, *_dropout(x, scaling, dropout))
+    return accumulate(base, z if gates is None else _per_expert(z, gates), experts.B)
 
 
 def linear_mixture(
@@ -134,7 +149,7 @@ def linear_mixture(
     base = projection.base(x)
     if projection.experts is None:
         return base
-    return add(base, low_rank_delta(drop(x, dropout), projection.experts, scaling, mixing_weights(routing, mixing)))
+    return adapt(base, x, projection.experts, scaling, mixing_weights(routing, mixing), dropout)
 
 
 def ffn_mixture(
@@ -146,58 +161,47 @@ def ffn_mixture(
     mixing: Mixing,
     scaling: float,
     dropout: float = 0.0,
+    arithmetic: Arithmetic = "auto",
 ) -> Float[Tensor, "*tokens width"]:
     """Return sum_k g_k E_k(h), an expert being the whole FFN with its low-rank deltas (Eqs. 2, 3).
 
     Since W_d is linear, sum_k g_k (W_d a_k + s B_dk A_dk a_k) = W_d (sum_k g_k a_k) + s sum_k g_k B_dk A_dk a_k:
     every base projection runs once per token. With ``mixing="raw"`` the mass that was not kept stays with the
     adapter-free activation a_0. ``dropout`` draws one mask for the FFN's input and one for the activation, each
-    shared by all experts.
+    shared by all experts. ``arithmetic`` says how gradients are made: see ``slot_activations``.
     """
-    gates = mixing_weights(routing, mixing)
-    base = [projection.base(hidden) for projection in ffn.inputs]
-    adapter_input = drop(hidden, dropout)
-    bottlenecks = [None if p.experts is None else _project(adapter_input, p.experts.A, scaling) for p in ffn.inputs]
-
-    mixed: Any = None
-    adapted: Any = None
-    keep = None
+    gates = mixing_weights(routing, mixing).flatten(0, -2)
+    chosen = slots.movedim(-2, 0).flatten(1, -2)  # (slot, token, expert)
+    weights = (chosen * gates).sum(dim=-1)
+    dropped = _dropout(hidden, scaling, dropout)
+    branches = [_branch(projection, hidden, *dropped, by_hand=arithmetic != "autograd") for projection in ffn.inputs]
+    inner = branches[0].base.shape[-1] // (2 if ffn.kind == "fused" else 1)
+    down = ffn.down.experts
+    keep = keep_mask((chosen.shape[1], inner), dropout, hidden.device) if dropout and down is not None else None
+    A = None if down is None else down.A.to(compute_dtype(down.A))
+    mixed, adapted = slot_activations(branches, ffn.activate, chosen, weights, A, keep, arithmetic)
     if mixing == "raw":
-        mixed = (1 - gates.sum(dim=-1, keepdim=True)) * ffn.activate(base)
-    for slot in range(slots.shape[-2]):
-        chosen = slots[..., slot, :]
-        gate = (gates * chosen).sum(dim=-1, keepdim=True)
-        activation = ffn.activate(
-            [
-                _adapted(pre, p, bottleneck, chosen)
-                for pre, p, bottleneck in zip(base, ffn.inputs, bottlenecks, strict=True)
-            ]
-        )
-        mixed = _plus(mixed, gate * activation)
-        if ffn.down.experts is not None:
-            if dropout:
-                keep = drop(torch.ones_like(activation), dropout) if keep is None else keep
-                activation = activation * keep
-            bottleneck = _project(activation, ffn.down.experts.A, scaling)
-            adapted = _plus(adapted, _per_expert(bottleneck, gate * chosen))
-
-    output = ffn.down.base(mixed.to(base[0].dtype))
-    return output if ffn.down.experts is None else add(output, F.linear(adapted, ffn.down.experts.B))
+        rest = 1 - weights.sum(dim=0)
+        mixed = (mixed + rest[:, None] * ffn.activate([branch.base for branch in branches])).to(mixed.dtype)
+    output = ffn.down.base(mixed.view(*hidden.shape[:-1], inner))
+    if down is None or adapted is None:
+        return output
+    return accumulate(output, (scaling / (1 - dropout)) * adapted.view(*hidden.shape[:-1], -1), down.B)
 
 
-def _adapted(pre: Tensor, projection: Projection, bottleneck: Tensor | None, chosen: Tensor) -> Tensor:
-    if projection.experts is None or bottleneck is None:
-        return pre
-    return add(pre, F.linear(_per_expert(bottleneck, chosen), projection.experts.B))
+def _branch(projection: Projection, hidden: Tensor, scaling: float, keep: Tensor | None, *, by_hand: bool) -> Branch:
+    base = projection.base(hidden).flatten(0, -2)
+    if projection.experts is None:
+        return Branch(base)
+    z = bottleneck(hidden, projection.experts.A, scaling, keep, by_hand=by_hand).flatten(0, -2)
+    return Branch(base, z, projection.experts.B.to(z.dtype))
 
 
-def _plus(total: Tensor | None, term: Tensor) -> Tensor:
-    return term if total is None else total + term
-
-
-def drop(x: Tensor, probability: float) -> Tensor:
-    """Apply dropout of the given probability; 0 returns ``x`` itself."""
-    return F.dropout(x, probability) if probability else x
+def _dropout(x: Tensor, scaling: float, probability: float) -> tuple[float, Tensor | None]:
+    """Return the scaling that makes up for what is dropped, and the mask."""
+    if not probability:
+        return scaling, None
+    return scaling / (1 - probability), keep_mask(x.shape, probability, x.device)
 
 
 def add(base: Tensor, delta: Tensor) -> Tensor:
@@ -205,11 +209,16 @@ def add(base: Tensor, delta: Tensor) -> Tensor:
     return (base + delta).to(base.dtype)
 
 
-def _project(x: Tensor, A: Tensor, scaling: float) -> Tensor:
-    return scaling * F.linear(x.to(A.dtype), A)  # scaled here, where the tensor is smallest
+def accumulate(base: Tensor, z: Tensor, B: Tensor) -> Tensor:
+    """Return base + z B^T, by one accumulating matrix product where the dtypes allow it."""
+    if base.dtype == z.dtype:
+        flat = torch.addmm(base.flatten(0, -2), z.flatten(0, -2), B.to(base.dtype).T)
+        return flat.view(base.shape)
+    return add(base, F.linear(z, B))
 
 
-def _per_expert(bottleneck: Tensor, gates: Tensor) -> Tensor:
+def _per_expert(z: Tensor, gates: Tensor) -> Tensor:
     """Multiply each expert's block of the stacked bottleneck by its gate."""
-    blocks = bottleneck.unflatten(-1, (gates.shape[-1], -1))
+    blocks = z.unflatten(-1, (gates.shape[-1], -1))
     return (blocks * gates.unsqueeze(-1).to(blocks.dtype)).flatten(-2)
+

@@ -6,7 +6,7 @@
 from uq4ct.campaign.cells import Cell, Outcome, Status, state
 from uq4ct.campaign.estimate import Estimate, estimate
 from uq4ct.campaign.planning import Plan, plan
-from uq4ct.campaign.running import ENGINES, run_cells
+from uq4ct.campaign.running import ENGINES, check_engine, run_cells
 from uq4ct.campaign.specs import MethodSpec, parse_methods
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Outcome",
     "Plan",
     "Status",
+    "check_engine",
     "estimate",
     "parse_methods",
     "plan",

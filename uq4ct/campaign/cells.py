@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from uq4ct.config import Config, Layer, resolve
 from uq4ct.errors import UserError
-from uq4ct.manifest import CorruptFolder, is_complete, read_manifest, write_json
+from uq4ct.manifest import CorruptFolder, is_complete, read_manifest, sha256, write_json
 from uq4ct.runs import Run, Say, code_digest
 
 RECEIPT, FAILED = "cell.json", "failed.json"
@@ -81,6 +81,7 @@ def placed(cell: Cell, output: Path, base: str, digests: Sequence[str]) -> Cell:
     """
     facts = cell.config.dump()
     del facts["output"], facts["model"]["device"]
+    facts["train"] = cell.config.train.substance()
     content = {
         "code": code_digest(cell.config.method.label),
         "base": base,
@@ -198,14 +199,19 @@ def _place(run: Run, result: Mapping[str, Any]) -> str:
 
 
 def _holds(folder: Path, receipt: Mapping[str, Any]) -> bool:
-    """Tell whether a finished cell is whole: evaluations byte by byte, weights (they can be large) by their sizes."""
+    """Tell whether a finished cell is whole: its files byte by byte, but weights (they can be large) by their sizes."""
     try:
         fit = read_manifest(folder)["files"]
-        sizes = all((folder / name).stat().st_size == entry["bytes"] for name, entry in fit.items())
+        whole = all(_is_as_written(folder / name, entry) for name, entry in fit.items())
         names = receipt["evaluations"]
     except (CorruptFolder, OSError, KeyError):
         return False
-    return sizes and all(is_complete(folder / "evaluations" / name) for name in names)
+    return whole and all(is_complete(folder / "evaluations" / name) for name in names)
+
+
+def _is_as_written(path: Path, entry: Mapping[str, Any]) -> bool:
+    same_size = path.stat().st_size == entry["bytes"]
+    return same_size and (path.suffix == ".safetensors" or sha256(path) == entry["sha256"])
 
 
 def _json(path: Path) -> dict[str, Any]:

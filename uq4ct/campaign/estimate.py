@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from statistics import mean
@@ -28,7 +29,8 @@ def estimate(plan: Plan, outcomes: Sequence[Outcome]) -> dict[str, Estimate]:
     """Return what each cell takes, by its name.
 
     A finished cell says so itself, and stands for the others of its method on its task. The rest is arithmetic at this
-    machine's measured speed, corrected by how long finished cells really took; a training that cells share counts once.
+    machine's measured speed, corrected by how long finished cells really took; a training that cells share counts once,
+    and so do answers, which a post-hoc calibration takes from the method without it.
     """
     done = {outcome.cell.name: outcome.seconds for outcome in outcomes if outcome.seconds}
     like: dict[tuple[str, str], list[float]] = {}
@@ -38,9 +40,9 @@ def estimate(plan: Plan, outcomes: Sequence[Outcome]) -> dict[str, Estimate]:
     sizes = plan.sizes
     todo = [cell for cell in plan.cells if cell.name not in done and (cell.method, cell.task) not in like]
     speed = flops_per_second(sizes[todo[0].name].hidden) if todo else 1.0
-    raw = {cell.name: _seconds(cell, sizes[cell.name], speed, True) for cell in plan.cells}
+    raw = {cell.name: _seconds(cell, sizes[cell.name], speed, True, True) for cell in plan.cells}
     correction = sum(done.values()) / sum(raw[name] for name in done) if done else 1.0
-    trained: set[str] = {training_of(cell) for cell in plan.cells if cell.name in done}
+    shared: set[str] = {part for cell in plan.cells if cell.name in done for part in _shared(cell)}
     found: dict[str, Estimate] = {}
     for cell in plan.cells:
         if seconds := done.get(cell.name):
@@ -48,25 +50,38 @@ def estimate(plan: Plan, outcomes: Sequence[Outcome]) -> dict[str, Estimate]:
         elif some := like.get((cell.method, cell.task)):
             found[cell.name] = Estimate(mean(some), "like cells")
         else:
-            fresh = training_of(cell) not in trained
-            seconds = correction * _seconds(cell, sizes[cell.name], speed, fresh)
+            trains, answers = (part not in shared for part in _shared(cell))
+            seconds = correction * _seconds(cell, sizes[cell.name], speed, trains, answers)
             found[cell.name] = Estimate(round(seconds, 1), "arithmetic")
-        trained.add(training_of(cell))
+        shared.update(_shared(cell))
     return found
 
 
+def _shared(cell: Cell) -> tuple[str, str]:
+    """Return what stands for a cell's training, and for its raw answers: other cells may have the same."""
+    method, training = cell.config.method, training_of(cell)
+    return training, f"{training} {method.name} {method.options()}"
+
+
 def flops_per_second(hidden: int) -> float:
-    """Measure a matrix product of the base model's width for a fifth of a second."""
+    """Measure a matrix product of the base model's width for a fifth of a second; the fastest one counts.
+
+    On CPUs it runs in one thread: several wait for each other where the machine is busy, hundreds of times longer than
+    the product takes. Small models gain little from more.
+    """
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     options: Any = {"device": device, "dtype": torch.bfloat16 if device == "cuda" else torch.float32}
     left, right = torch.ones(1024, hidden, **options), torch.ones(hidden, hidden, **options)
-    count, began = 0, time.perf_counter()
-    while time.perf_counter() - began < 0.2 or not count:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    fastest, end = math.inf, time.perf_counter() + 0.2
+    while (began := time.perf_counter()) < end or fastest == math.inf:
         (left @ right)[0, 0].item()  # wait until it is done
-        count += 1
-    return count * 2 * 1024 * hidden**2 / (time.perf_counter() - began)
+        fastest = min(fastest, time.perf_counter() - began)
+    torch.set_num_threads(threads)
+    return 2 * 1024 * hidden**2 / fastest
 
 
 def disk_bytes(plan: Plan, todo: Sequence[Cell]) -> int:
@@ -79,16 +94,18 @@ def disk_bytes(plan: Plan, todo: Sequence[Cell]) -> int:
     return total
 
 
-def _seconds(cell: Cell, size: Size, speed: float, trained: bool) -> float:
+def _seconds(cell: Cell, size: Size, speed: float, trains: bool, answers: bool) -> float:
     """A forward pass is 2 operations per parameter and token; the backward pass through a frozen base 2, through the
     adapter 4."""
-    seconds = START
-    if trained:
+    seconds, method = START, cell.config.method
+    if trains:
         work = size.training_tokens * (4 * size.parameters + 6 * size.trainable)
         seconds += _trainings(cell) * (work / speed + STEP * size.steps)
-    passes = cell.config.method.passes
-    work = size.answer_tokens * 2 * (size.parameters + size.trainable)
-    return seconds + passes * (work / speed + ANSWER * size.answers)
+    token = 2 * (size.parameters + size.trainable) / speed
+    fitting = method.fit_cost(size.questions, size.calibration, size.choices)
+    seconds += fitting * (size.question_tokens * token + ANSWER)
+    answering = method.answer_cost(size.choices) * (size.answer_tokens * token + ANSWER * size.answers)
+    return seconds + answering * (1.0 if answers else size.calibration / size.answers)
 
 
 def _trainings(cell: Cell) -> int:

@@ -43,7 +43,7 @@ def training_of(cell: Cell) -> str:
     kind = LoraMethod if plain else type(method)
     options = method.model_dump(mode="json", include=set(kind.model_fields) - {"posthoc"})
     loss = repr(method.objective()) if isinstance(method, LoraMethod | MixtureMethod) else ""
-    train, data = cell.config.train.model_dump(mode="json"), cell.config.data.model_dump(mode="json")
+    train, data = cell.config.train.substance(), cell.config.data.model_dump(mode="json")
     return json.dumps([kind.__name__, options, loss, train, data, cell.config.model.name, cell.seed], sort_keys=True)
 
 

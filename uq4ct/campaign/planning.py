@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from uq4ct.config import Config, Layer, resolve
 from uq4ct.data import DataConfig, NoData, QuestionSet
 from uq4ct.encoders import tokens_of, with_head
 from uq4ct.errors import UserError
+from uq4ct.types import Question
 
 if TYPE_CHECKING:
     from uq4ct.backbone import Outline
@@ -29,9 +29,13 @@ class Size(NamedTuple):
     """What a cell has to compute, for an estimate of its time and disk."""
 
     steps: int
+    questions: int  # to fit on
+    question_tokens: float  # of one of them, on average
     training_tokens: float  # in all steps
     answer_tokens: float  # of the questions to answer, once each
     answers: int
+    choices: float  # of a question to answer, on average
+    calibration: int  # of these, the ones that are kept from training, which every fit answers for itself
     parameters: int  # of the base model
     trainable: int  # numbers in one adapter
     hidden: int
@@ -61,11 +65,13 @@ def plan(
     *,
     output: Path,
     layers: Sequence[Layer] = (),
+    desk: Desk | None = None,
 ) -> Plan:
     """Lay out the cells of all methods and seeds on one training task, each evaluated on every source.
 
     ``layers`` are the options that all methods have in common; a method's own win over them. The base model is read
-    without its weights. A source to evaluate on that is a known task without data is left out and told in ``absent``.
+    without its weights, and what a ``desk`` has read for another plan not again. A source to evaluate on that is a
+    known task without data is left out and told in ``absent``.
     Raises UserError with every mistake in options, questions, base model and prompts; NoData where there is nothing to
     train on.
     """
@@ -75,23 +81,22 @@ def plan(
         with problems.caught():
             config = resolve([*layers, spec.layer, Layer.of({"data": {"source": source}}, "--data")])
             configs[spec.label] = _anywhere(config)
-    for label, config in configs.items():
-        if (config.method.posthoc or config.method.needs_calibration) and not config.data.calibration_fraction:
-            problems.add(
-                f"--methods: '{label}' needs a calibration split, but none is kept (data.calibration_fraction is 0, as "
-                f"in the paper's protocol); leave '{label}' out, or use --protocol sound"
-            )
     if problems.found and not configs:
         problems.end()
-    desk = _Desk()
+    desk = desk or Desk()
     anyone = next(iter(configs.values()))
     training: QuestionSet | None = None
     with problems.caught():
-        training = desk.training = desk.questions(anyone.data.source, None, anyone, True)
+        training = desk.training = desk.questions(anyone.data.source, None, anyone.data.root, _reading(anyone), True)
     sets, absent = _evaluation_sets(evaluate, anyone, desk, problems)
-    for config in configs.values():
+    for label, config in configs.items():
         with problems.caught():
             config.method.check(desk.outline(config).model)
+        with problems.caught():
+            if training is not None:
+                kept = min(len(desk.split(config, training, seed)[1]) for seed in seeds)
+                reasons = config.method.without_calibration(kept)
+                problems.add(*(f"--methods: '{label}': {reason}" for reason in reasons))
     problems.end()
     assert training is not None
     cells: list[Cell] = []
@@ -107,7 +112,10 @@ def plan(
             cells.append(cell)
     _refuse_twins(cells, problems)
     problems.end()
-    return Plan(tuple(cells), absent, sizes, tuple(_overlaps(training, sets.values())))
+    remarks = dict.fromkeys(
+        f"{cell.method}: {note}" for cell in cells for note in cell.config.method.notes_on_steps(sizes[cell.name].steps)
+    )
+    return Plan(tuple(cells), absent, sizes, (*_overlaps(training, sets.values()), *remarks))
 
 
 def _anywhere(config: Config) -> Config:
@@ -122,7 +130,13 @@ def _anywhere(config: Config) -> Config:
 
 
 def _place(source: str) -> str:
-    return str(Path(source).resolve()) if source not in tasks.names() and Path(source).exists() else source
+    here = source.strip() and source not in tasks.names() and Path(source).exists()  # Path("") is this very folder
+    return str(Path(source).resolve()) if here else source
+
+
+def _reading(config: Config) -> DataConfig:
+    """Return how question files are read."""
+    return DataConfig.model_validate(config.data.model_dump(include=set(DataConfig.model_fields)))
 
 
 class Problems:
@@ -153,19 +167,34 @@ class Problems:
             raise UserError(list(self.found))
 
 
-class _Desk:
-    """Read base models and prompts once each, however many cells have them in common."""
+class Desk:
+    """Read questions, base models and prompts once each, however many cells and plans have them in common."""
 
     def __init__(self) -> None:
         self.training: QuestionSet | None = None  # tells a classifier its classes
         self._outlines: dict[str, Outline] = {}
-        self._lengths: dict[tuple[str, str, str | None, bool], list[int]] = {}
+        self._questions: dict[tuple[str, str | None, str, str, bool], QuestionSet] = {}
+        self._tokens: dict[tuple[str, str, str | None, bool], int] = {}
         self._trainable: dict[tuple[str, str], int] = {}
+        self._splits: dict[tuple[str, float, int], tuple[tuple[Question, ...], tuple[Question, ...]]] = {}
 
-    def questions(self, source: str, split: str | None, config: Config, training: bool) -> QuestionSet:
-        """Read the questions of a source as a configuration says."""
-        reading = DataConfig.model_validate(config.data.model_dump(include=set(DataConfig.model_fields)))
-        return data.load(source, split=split, root=config.data.root, config=reading, training=training)
+    def questions(self, source: str, split: str | None, root: str, reading: DataConfig, training: bool) -> QuestionSet:
+        """Read the questions of a source as a data section says."""
+        reading = reading.model_copy(update={"calibration_fraction": 0.0})  # all of them
+        place = root if root == "hub" else str(Path(root).resolve())
+        key = (source, split, place, reading.model_dump_json(), training)
+        if key not in self._questions:
+            self._questions[key] = data.load(source, split=split, root=root, config=reading, training=training)
+        return self._questions[key]
+
+    def split(
+        self, config: Config, training: QuestionSet, seed: int
+    ) -> tuple[tuple[Question, ...], tuple[Question, ...]]:
+        """Return the questions to fit on and those kept for calibration."""
+        key = (training.sha256, config.data.calibration_fraction, seed)
+        if key not in self._splits:
+            self._splits[key] = data.calibration_split(training, config=config.data, seed=seed)
+        return self._splits[key]
 
     def outline(self, config: Config) -> Outline:
         """Return the base model without weights."""
@@ -181,16 +210,16 @@ class _Desk:
             self._outlines[key] = backbone.outline(config.model.model_copy(update={"kind": kind}), classes)
         return self._outlines[key]
 
-    def lengths(self, config: Config, part: QuestionSet, training: bool) -> list[int]:
-        """Return the tokens of each question. Raises UserError where a prompt cannot be scored."""
+    def tokens(self, config: Config, part: QuestionSet, training: bool) -> int:
+        """Count the tokens of all questions. Raises UserError where one cannot be scored."""
         from uq4ct.sequences import encoder_for
 
         key = (config.model.model_dump_json() + config.prompt.model_dump_json(), part.path, part.split, training)
-        if key not in self._lengths:
+        if key not in self._tokens:
             encoder = encoder_for(self.outline(config), config.prompt)
             examples = encoder.encode_training(part.questions)[0] if training else encoder.encode_all(part.questions)
-            self._lengths[key] = [tokens_of(example) for example in examples]
-        return self._lengths[key]
+            self._tokens[key] = sum(map(tokens_of, examples))
+        return self._tokens[key]
 
     def trainable(self, config: Config) -> int:
         """Count the numbers in one adapter of a method, 0 where it has none."""
@@ -210,14 +239,14 @@ class _Desk:
 
 
 def _evaluation_sets(
-    evaluate: Sequence[Source], config: Config, desk: _Desk, problems: Problems
+    evaluate: Sequence[Source], config: Config, desk: Desk, problems: Problems
 ) -> tuple[dict[Source, QuestionSet], dict[str, str]]:
     sets: dict[Source, QuestionSet] = {}
     absent: dict[str, str] = {}
     for source, split in dict.fromkeys((_place(source), split) for source, split in evaluate):
         with problems.caught():
             try:
-                sets[source, split] = desk.questions(source, split, config, False)
+                sets[source, split] = desk.questions(source, split, config.data.root, _reading(config), False)
             except NoData as error:
                 absent[source] = str(error)
     names = [part.name if part.default_split else f"{part.name}.{part.split}" for part in sets.values()]
@@ -228,23 +257,24 @@ def _evaluation_sets(
     return sets, absent
 
 
-def _size(cell: Cell, training: QuestionSet, sets: Sequence[QuestionSet], desk: _Desk) -> Size:
+def _size(cell: Cell, training: QuestionSet, sets: Sequence[QuestionSet], desk: Desk) -> Size:
     config = cell.config
-    fit, calibration = data.calibration_split(training, config=config.data, seed=cell.seed)
-    lengths = desk.lengths(config, training, True)
-    mean = sum(lengths) / len(lengths)
+    fit, calibration = desk.split(config, training, cell.seed)
+    mean = desk.tokens(config, training, True) / len(training)
     trainable = desk.trainable(config)
     batch = config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps
-    steps = math.ceil(math.ceil(len(fit) / batch) * config.train.num_train_epochs)
-    steps = config.train.max_steps if config.train.max_steps > 0 else steps
-    steps = steps if trainable else 0
-    asked = [length for part in sets for length in desk.lengths(config, part, False)]
+    steps = config.train.steps(len(fit)) if trainable else 0
+    answered = [*calibration, *(question for part in sets for question in part.questions)]
     base = desk.outline(config)
     return Size(
         steps=steps,
+        questions=len(fit),
+        question_tokens=mean,
         training_tokens=steps * batch * mean,
-        answer_tokens=sum(asked) + len(calibration) * mean,
-        answers=len(asked) + len(calibration),
+        answer_tokens=sum(desk.tokens(config, part, False) for part in sets) + len(calibration) * mean,
+        answers=len(answered),
+        choices=sum(len(question.choices) for question in answered) / len(answered),
+        calibration=len(calibration),
         parameters=base.parameters,
         trainable=trainable,
         hidden=base.model.config.get_text_config().hidden_size,

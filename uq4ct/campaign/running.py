@@ -32,8 +32,7 @@ def run_cells(
     in ``output/store``. SIGTERM and SIGINT let running trainings save a checkpoint and leave with 143 and 130
     (SystemExit); the same call continues. Raises UserError for an engine that is not there.
     """
-    if engine not in ENGINES:
-        raise UserError(f"--engine: '{engine}' is not one of {', '.join(ENGINES)}.{did_you_mean(engine, [*ENGINES])}")
+    check_engine(engine)
     outcomes = {cell.name: state(cell) for cell in cells}
     todo = [cell for cell in cells if outcomes[cell.name].status not in ("complete", "diverged")]
     if not todo:
@@ -62,6 +61,12 @@ def run_cells(
     if all(outcome.status == "complete" for outcome in outcomes.values()):
         _remove_snapshots(job.store)
     return [outcomes[cell.name] for cell in cells]
+
+
+def check_engine(engine: str) -> None:
+    """Raise UserError for an engine that is not there."""
+    if engine not in ENGINES:
+        raise UserError(f"--engine: '{engine}' is not one of {', '.join(ENGINES)}.{did_you_mean(engine, [*ENGINES])}")
 
 
 def _remove_snapshots(store: Path) -> None:

@@ -11,6 +11,10 @@ from uq4ct.config import SECTIONS, Layer, read_settings, resolve
 from uq4ct.errors import UserError, did_you_mean
 
 ALL = "all"
+# What methods of one comparison may differ in besides their own options; data are the same for all but for this share.
+_OWN_SECTIONS = ("model", "prompt", "train")
+_OWN_OPTIONS = ("data.calibration_fraction",)
+_FLAGS = {"data.source": "--data", "data.root": "--data-root", "output.seed": "--seeds", "output.folder": "--output"}
 _SPEC = re.compile(r"(?P<name>[^\[\]+]+)(\[(?P<options>.*)\])?(\+(?P<suffix>[^\[\]+]*))?", re.DOTALL)
 
 
@@ -25,7 +29,7 @@ def parse_methods(text: str, *, calibration: bool = True) -> list[MethodSpec]:
     """Read ``name[option=value;option=value]+suffix``, several separated by commas; ``all`` is every method as it is.
 
     Without a ``calibration`` split, ``all`` leaves out the methods that need one. An option is the method's own, or
-    that of another section written with it: ``lora[train.learning_rate=1e-4]``.
+    that of another section written with it, ``lora[train.learning_rate=1e-4]``, where methods may differ in it.
     Raises UserError with all mistakes of all methods at once.
 
     >>> [spec.label for spec in parse_methods("lora,uq4ct[top_k=3;rank=8],mixlora")]
@@ -34,7 +38,7 @@ def parse_methods(text: str, *, calibration: bool = True) -> list[MethodSpec]:
     {'method': {'top_k': 3, 'rank': 8, 'name': 'uq4ct'}}
     """
     parts = [part.strip() for part in _split(text, ",")]
-    every = [name for name in methods.names() if calibration or not methods.find(name).needs_calibration]
+    every = [name for name in methods.names() if calibration or not methods.find(name)().needs_calibration]
     parts = [name for part in parts for name in (every if part == ALL else [part])]
     problems: list[str] = []
     specs: list[MethodSpec] = []
@@ -79,6 +83,7 @@ def _parse(part: str) -> MethodSpec:
         else:
             inside = key.partition(".")[0] in SECTIONS and "." in key
             settings.append(option if inside else f"method.{option}")
+            problems += [f"--methods: '{part}': {reason}" for reason in _refusal(settings[-1], name)]
     if problems:
         raise UserError(problems)
     values: dict[str, Any] = {section: dict(options) for section, options in read_settings(settings).values.items()}
@@ -86,6 +91,20 @@ def _parse(part: str) -> MethodSpec:
     if suffix:
         values["method"]["posthoc"] = suffix
     return MethodSpec(part, Layer.of(values, f"--methods: '{part}'"))
+
+
+def _refusal(setting: str, method: str) -> list[str]:
+    """Return why an option cannot be one method's alone: it would be read from what all methods have in common."""
+    key, _, value = map(str.strip, setting.partition("="))
+    section = key.partition(".")[0]
+    if key == "method.name":
+        return [f"a method has one name, '{method}'; name the other one by itself"]
+    if key == "method.posthoc":
+        return [f"a post-hoc calibration is written behind the method: {method}+{value}"]
+    if section == "method" or section in _OWN_SECTIONS or key in _OWN_OPTIONS:
+        return []
+    flag = _FLAGS.get(key, f"--set {key}={value}")
+    return [f"'{key}' is the same for all methods of a comparison; use {flag}"]
 
 
 def _check_options(spec: MethodSpec) -> None:

@@ -32,7 +32,7 @@ class RawRow:
     typed: bool = True  # False where every value is text, as in csv
 
 
-def read_rows(path: Path) -> list[RawRow]:
+def read_rows(path: Path, what: str = "question") -> list[RawRow]:
     """Read a jsonl, csv, tsv or parquet file.
 
     Raises UserError when the file as a whole cannot be read. Blank lines, a byte-order mark and CRLF are accepted.
@@ -45,7 +45,7 @@ def read_rows(path: Path) -> list[RawRow]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     if not content.strip():
-        raise UserError(f"{path}: the file is empty; expected one question a row")
+        raise UserError(f"{path}: the file is empty; expected one {what} a row")
     if suffix == ".parquet":
         rows = _read_parquet(path, content)
     elif content.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -54,7 +54,7 @@ def read_rows(path: Path) -> list[RawRow]:
         read = _read_table if suffix in (".csv", ".tsv") else _read_json_lines
         rows = list(read(path, content))
     if not rows:
-        raise UserError(f"{path}: no rows; expected one question a row")
+        raise UserError(f"{path}: no rows; expected one {what} a row")
     return rows
 
 

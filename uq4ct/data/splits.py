@@ -26,6 +26,8 @@ def split_calibration(
     if not 0 <= fraction < 1:
         raise UserError(f"data.calibration_fraction: expected a share from 0 to below 1, got {fraction}")
     wanted = min(max(1, round(fraction * len(questions))), len(questions) - 1) if fraction > 0 else 0
+    if not wanted:
+        return tuple(questions), ()
     same_text: dict[str, list[str]] = defaultdict(list)
     for question in questions:
         same_text[normal(question.question).casefold()].append(question.id)

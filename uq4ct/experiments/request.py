@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from uq4ct import campaign, comparing, data, experiments, tasks
-from uq4ct.campaign.planning import Problems
+from uq4ct import campaign, comparing, experiments, tasks
+from uq4ct.campaign.planning import Desk, Problems
 from uq4ct.config import Layer, preset_layers
-from uq4ct.data import NoData, QuestionSet
+from uq4ct.data import DataConfig, NoData, QuestionSet
 from uq4ct.data.files import read_rows
 from uq4ct.errors import UserError, did_you_mean
 from uq4ct.experiments import Column, Experiment
@@ -84,14 +84,14 @@ def prepare(
     methods = {
         row: smoke["methods"].get(method.partition("[")[0], method) for row, method in experiment.methods.items()
     }
-    read = cache(partial(data.load, root=root))  # several columns may train on the same questions
-    columns = tuple(_questions(column, root, read) for column in experiment.columns)
+    desk = Desk()
+    columns = tuple(_questions(column, root, desk) for column in experiment.columns)
     if all(each.missing for each in columns):
         raise UserError([each.missing for each in columns])
     common = [Layer.of({"model": {"name": model}, "data": {"root": root}, "train": smoke["train"]}, "reproduce")]
     if unknown := _targets_that_the_model_lacks(model, preset):
         common.append(Layer.of({"method": {"target_modules": None}}, f"preset {preset}"))
-    plan = _plan(columns, methods.values(), numbers, output, preset, common)
+    plan = _plan(columns, methods.values(), numbers, output, preset, common, desk)
     deviations = tuple(_deviations(experiment, model, preset, numbers, columns, unknown))
     return Request(experiment, model, preset, budget, numbers, output, methods, columns, plan, deviations)
 
@@ -130,14 +130,15 @@ def _outline(model: str) -> Any:
     return backbone.outline(backbone.ModelConfig(name=model))
 
 
-def _questions(column: Column, root: str, read: Callable[..., QuestionSet]) -> Questions:
+def _questions(column: Column, root: str, desk: Desk) -> Questions:
     """Read what a column is trained and tested on: the split that the paper tests on.
 
     Where the hub cannot give one of the data sets, its column has no data, and the others have theirs.
     """
     split = tasks.get(column.test).paper_split
     try:
-        train, test = read(column.train, training=True), read(column.test, split=split)
+        train = desk.questions(column.train, None, root, DataConfig(), True)
+        test = desk.questions(column.test, split, root, DataConfig(), False)
     except NoData as error:
         return Questions(column, missing=str(error))
     except UserError as error:
@@ -159,6 +160,7 @@ def _plan(
     output: Path,
     preset: str,
     common: Sequence[Layer],
+    desk: Desk,
 ) -> campaign.Plan:
     """Lay out the cells: each method is trained once per training task and seed, and tested on all columns of it.
 
@@ -170,7 +172,7 @@ def _plan(
     for train in dict.fromkeys(each.column.train for each in columns if not each.missing):
         tests = [(each.column.test, each.test.split) for each in columns if each.test and each.column.train == train]
         whole += campaign.plan(
-            specs, train, seeds, tests, output=output, layers=[*preset_layers(preset, train), *common]
+            specs, train, seeds, tests, output=output, layers=[*preset_layers(preset, train), *common], desk=desk
         )
     cells = [cell for cell in whole.cells if cell.method != "zero_shot" or cell.seed == seeds[0]]
     return replace(whole, cells=tuple(sorted(cells, key=lambda cell: seeds.index(cell.seed))))

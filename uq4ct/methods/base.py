@@ -30,7 +30,6 @@ class Method(BaseModel):
 
     name: ClassVar[str]
     summary: ClassVar[str]
-    needs_calibration: ClassVar[bool] = False  # cannot be fitted without a calibration split
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # what a preset says of this kind of method alone
 
     posthoc: str | None = None  # a calibrator of uq4ct.posthoc, fitted on the calibration split
@@ -55,10 +54,50 @@ class Method(BaseModel):
         """Forward passes per answer."""
         return 1
 
+    def answer_cost(self, choices: float) -> float:
+        """Return about what an answer costs, in forward passes, where a question has so many choices."""
+        return float(self.passes)
+
+    def fit_cost(self, questions: int, calibration: int, choices: float) -> float:
+        """Return about what the fit costs besides training, in forward passes of one question each.
+
+        There are so many ``questions`` to fit on and ``calibration`` questions, and a question has so many choices.
+        """
+        return 0.0
+
     @property
     def snapshots(self) -> tuple[float, ...]:
         """Fractions of the training, below 1, at which this method needs the adapter too."""
         return ()
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether the fit itself, and not only a post-hoc calibration, needs a calibration split."""
+        return False
+
+    @property
+    def has_router(self) -> bool:
+        """Whether predictions carry FEU."""
+        return False
+
+    def without_calibration(self, questions: int) -> list[str]:
+        """Return why this method, or its post-hoc calibration, cannot be fitted with so many calibration questions.
+
+        >>> from uq4ct.methods import find
+        >>> find("lora")(posthoc="feu").without_calibration(100)
+        ['calibration by FEU needs a method with a router (mixlora, uq4ct), and this one has none; use temperature']
+        """
+        problems = []
+        if (self.posthoc or self.needs_calibration) and not questions:
+            problems.append(
+                "needs a calibration split, but none is kept; set data.calibration_fraction, for example 0.1 (the "
+                "paper's preset and protocol have none)"
+            )
+        if self.posthoc:
+            from uq4ct.posthoc import calibrator
+
+            problems += calibrator(self.posthoc).unfit(questions, self.has_router)
+        return problems
 
     def options(self) -> dict[str, Any]:
         """Return the hyper-parameters as plain values, without the post-hoc calibration, which is in the label."""
@@ -66,6 +105,10 @@ class Method(BaseModel):
 
     def notes(self, model: Any) -> list[str]:
         """Return what a user should know before this method is fitted to a base model."""
+        return []
+
+    def notes_on_steps(self, steps: int) -> list[str]:
+        """Return what a user should know about this method after a training of so many steps."""
         return []
 
     def fit(self, bench: Bench) -> Any:
@@ -290,6 +333,11 @@ class MixtureMethod(Method):
     balance_scope: Literal["layer", "pooled"] = "layer"
     balance_probabilities: Literal["full", "kept"] = "full"
     router_samples: int = Field(1, ge=1)  # passes, each with experts drawn by the router; 1: the most likely ones
+
+    @property
+    def has_router(self) -> bool:
+        """It has one."""
+        return True
 
     @property
     def passes(self) -> int:

@@ -46,6 +46,18 @@ class CheckpointEnsemble(LoraMethod):
         """Where the earlier members are taken, from the newest to the oldest."""
         return tuple(round(1 - number * self.spacing, 4) for number in range(1, self.members))
 
+    def notes_on_steps(self, steps: int) -> list[str]:
+        """Say where a training is so short that several members are taken after the same step."""
+        from uq4ct.snapshots import snapshot_step
+
+        taken = {snapshot_step(fraction, steps) for fraction in self.snapshots} | {steps}
+        if len(taken) == self.members:
+            return []
+        return [
+            f"only {len(taken)} of the {self.members} members differ: a training of {steps} steps has no more points "
+            f"that lie {self.spacing:g} of it apart; train longer or set a larger spacing"
+        ]
+
     def fit(self, bench: Bench) -> Any:
         """Train once, keep the members' adapters and return all of them on one base."""
         trained = train_adapter(bench, self.adapter_config(bench.model), self.objective(), snapshots=self.snapshots)

@@ -22,14 +22,22 @@ class EarlyStopping(LoraMethod):
 
     name: ClassVar[str] = "early_stopping"
     summary: ClassVar[str] = "LoRA at its best validation NLL, of ten points of the run"
-    needs_calibration: ClassVar[bool] = True
 
     candidates: int = Field(10, ge=2)
+
+    @property
+    def needs_calibration(self) -> bool:
+        """The calibration questions choose."""
+        return True
 
     @property
     def snapshots(self) -> tuple[float, ...]:
         """All candidates but the last, which is the end of the run."""
         return tuple(round(number / self.candidates, 4) for number in range(1, self.candidates))
+
+    def fit_cost(self, questions: int, calibration: int, choices: float) -> float:
+        """Each candidate answers the calibration questions."""
+        return float(self.candidates * calibration)
 
     def fit(self, bench: Bench) -> Any:
         """Train once, score the calibration questions at each candidate and keep the best.

@@ -59,6 +59,34 @@ class Laplace(LoraMethod):
     link: Literal["mc", "probit", "bridge"] = "mc"
     draws: int = Field(128, ge=1, le=2**16)
 
+    @property
+    def needs_calibration(self) -> bool:
+        """With ``prior="grid"`` the calibration questions choose the prior."""
+        return self.prior == "grid"
+
+    def answer_cost(self, choices: float) -> float:
+        """One forward pass, and a backward pass per choice, which with its products takes about two.
+
+        >>> Laplace().answer_cost(4), Laplace(scope="last_layer").answer_cost(4)
+        (9.0, 1.0)
+        """
+        return 1.0 + self._backward_cost * choices
+
+    def fit_cost(self, questions: int, calibration: int, choices: float) -> float:
+        """The curvature takes a forward and backward passes per question; ``grid`` answers the calibration questions.
+
+        >>> Laplace(curvature_questions=100).fit_cost(1000, 50, 4), Laplace(fisher="sampled").fit_cost(1000, 50, 4)
+        (900.0, 3000.0)
+        """
+        curved = min(questions, self.curvature_questions or questions)
+        directions = choices if self.fisher == "exact" else 1
+        cost = curved * (1.0 + self._backward_cost * directions)
+        return cost + (calibration * self.answer_cost(choices) if self.prior == "grid" else 0.0)
+
+    @property
+    def _backward_cost(self) -> float:
+        return 2.0 if self.scope == "all" else 0.0  # in forward passes; at the last layer it ends where it begins
+
     def notes(self, model: Any) -> list[str]:
         """Say how much memory the factors take, besides the choice of the rank."""
         from uq4ct.adapters.placement import lora_linears

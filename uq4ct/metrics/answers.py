@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from uq4ct.errors import UserError
+from uq4ct.metrics.ranking import RankedDraws, Ranking
+from uq4ct.metrics.sampling import Decomposition, decompose
+
+Made = TypeVar("Made")
 
 
 class Undefined(ValueError):
@@ -38,7 +42,13 @@ class Answers:
     true_probabilities: np.ndarray | None = None
     strata: tuple[str | None, ...] | None = None
     kept: np.ndarray | None = None  # (n,) bool: answers that an abstain rule lets through
+    groups: np.ndarray | None = None  # (n,) whole numbers: answers of one group (a passage, a subject) belong together
+    entropies: Decomposition | None = None  # of methods with several passes
+    ginis: Decomposition | None = None
+    length: np.ndarray | None = None  # (n,) characters of the question and its choices
     unlabelled: int = 0  # rows that were left out because their gold label is unknown
+    _made: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _drawn: list[Any] = field(default_factory=lambda: [None, {}], init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         rows, choices = self.probabilities.shape
@@ -64,22 +74,31 @@ class Answers:
     def of_rows(cls, rows: Sequence[Mapping[str, Any]]) -> Answers:
         """Make answers from prediction rows; rows without a label are left out and counted.
 
-        Log-probabilities come from ``logits`` where a row has them. Raises UserError when no row has a label.
+        Log-probabilities come from ``logits`` where a row has them. Rows without any distribution become
+        ``Confidences``. Raises UserError when no row has a label.
         """
+        if rows and all(row.get("probabilities") is None for row in rows):
+            from uq4ct.metrics.confidences import Confidences
+
+            return Confidences.of_rows(rows)
         labelled = [row for row in rows if row.get("label") is not None]
         if not labelled:
             raise UserError(f"none of the {len(rows)} predictions has a label; metrics need the gold answers")
         sizes = np.array([len(row["probabilities"]) for row in labelled])
         shape = (len(labelled), int(sizes.max()))
-        probabilities, log_probs, truth = np.zeros(shape), np.full(shape, -np.inf), np.zeros(shape)
+        probabilities, logits, truth = np.zeros(shape), np.full(shape, -np.inf), np.zeros(shape)
         knows_truth = all(row.get("true_probabilities") is not None for row in labelled)
+        has_logits = np.array([bool(row.get("logits")) for row in labelled])
         for i, row in enumerate(labelled):
-            values = np.fromiter(row["probabilities"].values(), np.float64)
-            probabilities[i, : sizes[i]] = values
-            log_probs[i, : sizes[i]] = _log_softmax(row["logits"]) if row.get("logits") else _log(values)
+            probabilities[i, : sizes[i]] = np.fromiter(row["probabilities"].values(), np.float64)
+            if has_logits[i]:
+                logits[i, : sizes[i]] = row["logits"]
             if knows_truth:
                 truth[i, : sizes[i]] = row["true_probabilities"]
+        log_probs = _log(probabilities)
+        log_probs[has_logits] = _log_softmax(logits[has_logits])
         strata = tuple(row.get("stratum") for row in labelled)
+        entropies, ginis = _passes(labelled)
         return cls(
             probabilities,
             log_probs,
@@ -90,8 +109,49 @@ class Answers:
             true_probabilities=truth if knows_truth else None,
             strata=strata if any(strata) else None,
             kept=np.array([not row.get("abstained") for row in labelled]),
+            groups=numbered([row.get("group") for row in labelled]),
+            entropies=entropies,
+            ginis=ginis,
+            length=_lengths(labelled),
             unlabelled=len(rows) - len(labelled),
         )
+
+    def take(self, index: np.ndarray) -> Answers:
+        """Return the answers at these places, in this order; a place may be named several times.
+
+        >>> Answers.of([[0.7, 0.3], [0.6, 0.4]], answer=[0, 1]).take(np.array([1, 1])).confidence.tolist()
+        [0.6, 0.6]
+        """
+        taken: dict[str, Any] = {}
+        for part in fields(self):
+            value = getattr(self, part.name)
+            if isinstance(value, np.ndarray):
+                taken[part.name] = value[index]
+            elif isinstance(value, Decomposition):
+                taken[part.name] = Decomposition(*(column[index] for column in value))
+            elif isinstance(value, tuple):
+                taken[part.name] = tuple(value[i] for i in index)
+            elif part.init:
+                taken[part.name] = value
+        return Answers(**taken)
+
+    def once(self, key: str, make: Callable[[], Made]) -> Made:
+        """Return what ``make`` makes, made at the first call with this key only: resamples come in many blocks."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def once_for(self, weights: np.ndarray, key: str, make: Callable[[], Made]) -> Made:
+        """Return what ``make`` makes of a block of resamples; kept until the next block, for metrics that share it."""
+        if self._drawn[0] is not weights:
+            self._drawn[:] = [weights, {}]
+        if key not in self._drawn[1]:
+            self._drawn[1][key] = make()
+        return self._drawn[1][key]
+
+    def ranked(self, weights: np.ndarray) -> RankedDraws:
+        """Return a block of resamples ranked by confidence."""
+        return self.once_for(weights, "ranked", lambda: RankedDraws.of(self.by_confidence, self.correct, weights))
 
     @property
     def n(self) -> int:
@@ -113,6 +173,11 @@ class Answers:
         """1.0 where the predicted choice is the gold one, (n,)."""
         return (self.predicted == self.answer).astype(np.float64)
 
+    @cached_property
+    def by_confidence(self) -> Ranking:
+        """The answers from the surest to the least sure."""
+        return Ranking.by(self.confidence)
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -128,8 +193,11 @@ class Settings:
 class Metric:
     """Name a number of the results, how to compute it, and how its interval is made.
 
-    ``draws`` maps bootstrap weights (resample, n), whole numbers whose rows sum to n, to one value per resample.
+    ``draws`` maps bootstrap weights (resample, n), whole numbers that say how often each answer is drawn, to one value
+    per resample; rows need not sum to n, because resampled groups differ in size.
     ``pivotal`` intervals are for statistics whose resamples are biased upwards, like ECE; ``percentile`` for the rest.
+    ``steady`` gives a pivotal metric numbers (n,) whose mean it is as long as no gap of a bin turns over:
+    the interval then takes its width from these (``intervals.corrected``).
     """
 
     name: str
@@ -138,18 +206,23 @@ class Metric:
     value: Callable[[Answers, Settings], float]
     draws: Callable[[Answers, Settings, np.ndarray], np.ndarray] | None = None
     interval: Literal["wilson", "percentile", "pivotal", "none"] = "percentile"
+    steady: Callable[[Answers, Settings], np.ndarray] | None = None
 
 
 def mean_of(
     name: str, summary: str, better: Literal["higher", "lower", "zero", "none"], items: Callable[[Answers], np.ndarray]
 ) -> Metric:
     """Make the metric that is the mean of one number per answer, with a percentile interval."""
+
+    def numbers(answers: Answers) -> np.ndarray:
+        return answers.once(f"items of {name}", lambda: items(answers))
+
     return Metric(
         name=name,
         summary=summary,
         better=better,
-        value=lambda answers, _: float(items(answers).mean()),
-        draws=lambda answers, _, weights: weights @ items(answers) / answers.n,
+        value=lambda answers, _: float(numbers(answers).mean()),
+        draws=lambda answers, _, weights: weights @ numbers(answers) / weights.sum(axis=1),
     )
 
 
@@ -184,12 +257,36 @@ def _log(probabilities: np.ndarray) -> np.ndarray:
         return np.log(probabilities)
 
 
-def _log_softmax(logits: Sequence[float]) -> np.ndarray:
-    shifted = np.asarray(logits, dtype=np.float64) - max(logits)
-    return shifted - np.log(np.exp(shifted).sum())
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
 def _column(rows: Sequence[Mapping[str, Any]], name: str) -> np.ndarray | None:
     """Return a number per row, or None unless every row has it."""
     values = [row.get(name) for row in rows]
     return None if any(value is None for value in values) else np.array(values, dtype=np.float64)
+
+
+def numbered(names: Sequence[object]) -> np.ndarray | None:
+    """Number the groups; an answer without one is alone. None where no group has two answers."""
+    own = [("alone", str(i)) if name is None else ("group", str(name)) for i, name in enumerate(names)]
+    numbers = {name: number for number, name in enumerate(sorted(set(own)))}
+    return None if len(numbers) == len(own) else np.array([numbers[name] for name in own])
+
+
+def _lengths(rows: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
+    """Count the characters of each question with its choices; None where a row does not carry its question."""
+    if not all(row.get("question") and row.get("choices") for row in rows):
+        return None
+    return np.array([len(row["question"]) + sum(map(len, row["choices"])) for row in rows], dtype=np.float64)
+
+
+def _passes(rows: Sequence[Mapping[str, Any]]) -> tuple[Decomposition | None, Decomposition | None]:
+    """Return entropy and Gini decompositions over the forward passes of each row; None unless every row has several."""
+    if not all(len(row.get("samples") or ()) > 1 for row in rows):
+        return None, None
+    members = [np.exp(_log_softmax(np.array(row["samples"], dtype=np.float64))) for row in rows]
+    entropies = zip(*(decompose(one, "entropy") for one in members), strict=True)
+    ginis = zip(*(decompose(one, "gini") for one in members), strict=True)
+    return Decomposition(*map(np.array, entropies)), Decomposition(*map(np.array, ginis))

@@ -1,4 +1,4 @@
-"""Calibration error: binned (Eqs. 15-17), with the value that a perfectly calibrated model would show, and smooth.
+"""Calibration error in bins (Eqs. 15-17): expected, in either direction, root mean square, equal-mass, swept, by class.
 
 Bins are (k/M, (k+1)/M], the first one includes 0; an empty bin adds nothing; a bin's confidence is the mean of its
 items, not its middle. No two popular libraries agree on these borders, so results state them.
@@ -6,15 +6,17 @@ items, not its middle. No two popular libraries agree on these borders, so resul
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
-from uq4ct.metrics.answers import Metric, check_pairs, check_unit_interval, feu_of, mean_of
-from uq4ct.metrics.intervals import wilson
+from uq4ct.metrics.answers import Answers, Metric, Settings, Undefined, check_pairs, feu_of, mean_of
+from uq4ct.metrics.ranking import RankedDraws, Ranking, running_sum
 
-GRID = 512  # cells of the smooth error: value within 1e-4 of the continuous one
-COARSE_GRID = 128  # the same for bootstrap draws, where only differences count
+MOST_SWEPT = 200  # bins at which the sweep ends; the first violation comes far earlier unless nearly all is right
+SWEEPS = ((2, 16), (17, 64), (65, MOST_SWEPT))  # numbers of bins that are tried together
 
 
 def ece(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> float:
@@ -23,9 +25,18 @@ def ece(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> float:
     >>> ece([0.95, 1.0], [1, 0])  # 1.0 belongs to the last bin
     0.475
     """
+    return sum(over_under(confidence, correct, bins))
+
+
+def over_under(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> tuple[float, float]:
+    """Return the parts of ECE from bins with too much and from bins with too little confidence; they add up to it.
+
+    >>> over_under([0.75, 0.5], [0, 1])
+    (0.375, 0.25)
+    """
     confidence, correct = check_pairs(confidence, correct)
-    gaps = np.bincount(bin_index(confidence, bins), weights=confidence - correct, minlength=bins)
-    return float(np.abs(gaps).sum() / len(confidence))
+    gaps = np.bincount(bin_index(confidence, bins), weights=confidence - correct, minlength=bins) / len(confidence)
+    return float(gaps[gaps > 0].sum()), float(-gaps[gaps < 0].sum())
 
 
 def bin_index(confidence: np.ndarray, bins: int) -> np.ndarray:
@@ -50,145 +61,226 @@ def signed_gap(confidence: np.ndarray, correct: np.ndarray) -> float:
     return float((confidence - correct).mean())
 
 
-@dataclass(frozen=True)
-class CalibratedDraws:
-    """ECE and accuracy by bin that models with these very confidences show when they are perfectly calibrated."""
+def mce(confidence: np.ndarray, correct: np.ndarray, bins: int = 15, at_least: int = 1) -> float:
+    """Return the largest |accuracy - confidence| of a bin with ``at_least`` items; single items dominate it below 10.
 
-    ece: np.ndarray  # (draw,)
-    accuracy: np.ndarray  # (draw, bin); NaN in empty bins
+    Raises Undefined where no bin has as many.
 
-
-def consistency_resample(confidence: np.ndarray, bins: int = 15, draws: int = 1000, seed: int = 0) -> CalibratedDraws:
-    """Draw each answer's correctness from its own confidence and return what ECE and the bins then show.
-
-    Bin accuracy of n answers is noisy, and ECE sums absolute noise, so a perfect model does not score 0; this says
-    what it scores (Broecker and Smith 2007).
-
-    >>> bool(consistency_resample(np.full(100, 0.7)).ece.mean() > 0.02)
-    True
-    """
-    confidence = check_unit_interval(confidence, "confidences")
-    index, generator = bin_index(confidence, bins), np.random.default_rng(seed)
-    members = np.eye(bins)[index]
-    counts, expected = members.sum(axis=0), confidence @ members
-    hits = np.empty((draws, bins))
-    step = max(1, 4_000_000 // len(confidence))
-    for start in range(0, draws, step):
-        stop = min(draws, start + step)
-        hits[start:stop] = (generator.random((stop - start, len(confidence))) < confidence) @ members
-    with np.errstate(invalid="ignore"):
-        return CalibratedDraws(np.abs(hits - expected).sum(axis=1) / len(confidence), hits / counts)
-
-
-def ece_null(
-    confidence: np.ndarray, correct: np.ndarray, bins: int = 15, draws: int = 1000, seed: int = 0
-) -> dict[str, float]:
-    """Return what ECE would be under perfect calibration: mean, 95 % band, and how far the observed ECE lies above.
-
-    ``low`` and ``high`` are the 2.5 and 97.5 % points, ``p95`` the 95 % point; ``excess`` is ECE minus the mean;
-    ``p_value`` is the chance that a perfectly calibrated model shows an ECE at least as large.
-
-    >>> null = ece_null(np.full(100, 0.7), np.repeat([1.0, 0.0], [30, 70]))
-    >>> null["excess"] > null["high"], round(null["p_value"], 3)
-    (True, 0.001)
-    """
-    observed = ece(confidence, correct, bins)
-    null = consistency_resample(confidence, bins, draws, seed).ece
-    low, p95, high = np.quantile(null, [0.025, 0.95, 0.975])
-    return {
-        "mean": float(null.mean()),
-        "low": float(low),
-        "high": float(high),
-        "p95": float(p95),
-        "excess": observed - float(null.mean()),
-        "p_value": float((1 + (null >= observed - 1e-12).sum()) / (1 + draws)),
-    }
-
-
-def bin_table(
-    confidence: np.ndarray, correct: np.ndarray, bins: int = 15, draws: int = 1000, seed: int = 0
-) -> list[dict[str, float | int | None]]:
-    """Return one row per bin: borders, count, mean confidence, accuracy with its Wilson interval, and the null band.
-
-    ``null_low`` and ``null_high`` bound the accuracy that a perfectly calibrated model shows in this bin in 95 % of
-    draws. An empty bin has null values.
-
-    >>> row = bin_table(np.array([0.8, 0.9]), np.array([1.0, 0.0]), bins=2)[1]
-    >>> row["n"], round(row["confidence"], 6), row["accuracy"]
-    (2, 0.85, 0.5)
+    >>> mce([0.75, 0.5], [0, 1])
+    0.75
     """
     confidence, correct = check_pairs(confidence, correct)
     index = bin_index(confidence, bins)
-    null = consistency_resample(confidence, bins, draws, seed).accuracy
-    rows: list[dict[str, float | int | None]] = []
-    for b in range(bins):
-        inside = index == b
-        n, right = int(inside.sum()), float(correct[inside].sum())
-        row: dict[str, float | int | None] = {"lower": b / bins, "upper": (b + 1) / bins, "n": n}
-        if n:
-            low, high = wilson(right, n)
-            null_low, null_high = np.quantile(null[:, b], [0.025, 0.975])
-            row |= {"confidence": float(confidence[inside].mean()), "accuracy": right / n, "accuracy_low": low}
-            row |= {"accuracy_high": high, "null_low": float(null_low), "null_high": float(null_high)}
-        else:
-            row |= dict.fromkeys(("confidence", "accuracy", "accuracy_low", "accuracy_high", "null_low", "null_high"))
-        rows.append(row)
-    return rows
+    counts = np.bincount(index, minlength=bins)
+    gaps = np.bincount(index, weights=confidence - correct, minlength=bins)
+    full = counts >= at_least
+    if not full.any():
+        raise Undefined(f"no bin has {at_least} answers")
+    return float((np.abs(gaps[full]) / counts[full]).max())
 
 
-def smooth_ece(confidence: np.ndarray, correct: np.ndarray) -> float:
-    """Return the smooth calibration error (Blasiok and Nakkiran 2023): no bins, so no borders to choose.
+def rms_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 15, debias: bool = True) -> float:
+    """Return sqrt(sum_b (n_b / n) (accuracy_b - confidence_b)^2), less the part that chance alone adds.
 
-    The residuals (correct - confidence), placed at their confidence, are smoothed by a Gaussian reflected at 0 and 1;
-    its width is the fixed point sigma = integral |smoothed residual|. The error is that width. A confidence of
-    exactly 0 or 1 keeps its whole weight, as the definition says; the authors' package (relplot 1.0.3) halves it.
+    ``debias`` takes a_b (1 - a_b) / (n_b - 1) off each square (Kumar et al. 2019); bins of one item then count 0, and a
+    negative sum is 0.
 
-    >>> round(smooth_ece([0.7] * 10, [1] * 7 + [0] * 3), 6)
+    >>> rms_calibration_error([0.75, 0.75], [1, 0], debias=False)
+    0.25
+    """
+    confidence, correct = check_pairs(confidence, correct)
+    members = np.eye(bins)[bin_index(confidence, bins)]
+    sums = [(column @ members)[None] for column in (np.ones(len(correct)), correct, confidence)]
+    return float(_rms(sums, debias)[0])
+
+
+def _rms(sums: list[np.ndarray], debias: bool = True) -> np.ndarray:
+    """Return the error from number, right answers and confidence by bin, (draw, bin) each."""
+    count, right, confidence = sums
+    n = np.maximum(count, 1)
+    square = ((right - confidence) / n) ** 2
+    if debias:
+        rate = right / n
+        square = np.where(count > 1, square - rate * (1 - rate) / np.maximum(n - 1, 1), 0.0)
+    return np.sqrt(np.maximum((count * square).sum(axis=1) / count.sum(axis=1), 0.0))
+
+
+def ece_equal_mass(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> float:
+    """Return ECE over bins of equal numbers of items, the larger ones first, from the lowest confidence up.
+
+    Equal confidences that a border parts are shared out evenly, so that the order of a file changes nothing.
+
+    >>> ece_equal_mass([0.5, 0.5, 1.0, 1.0], [1, 0, 1, 0], bins=2)
+    0.25
+    """
+    confidence, correct = check_pairs(confidence, correct)
+    return float(_mass_draws(*_ranked(confidence, correct), bins)[0])
+
+
+def ece_sweep(confidence: np.ndarray, correct: np.ndarray) -> float:
+    """Return equal-mass ECE with the most bins, up to 200, whose accuracies still rise with confidence (Roelofs 2022).
+
+    The search ends at the first number of bins that violates it. Less biased than a fixed number of bins.
+
+    >>> ece_sweep([0.5, 0.5, 1.0, 1.0], [1, 0, 1, 1])
     0.0
     """
     confidence, correct = check_pairs(confidence, correct)
-    return float(_smooth((correct - confidence)[None] @ _spread(confidence, GRID) / len(confidence))[0])
+    return float(_mass_draws(*_ranked(confidence, correct), None)[0])
 
 
-def _spread(confidence: np.ndarray, cells: int) -> np.ndarray:
-    """Share each item between the two nearest cell centres, (n, cells), so that the grid moves no mass."""
-    place = np.clip(confidence * cells - 0.5, 0, cells - 1)
-    left = np.minimum(place.astype(np.int64), cells - 2)
-    spread = np.zeros((len(confidence), cells))
-    rows = np.arange(len(confidence))
-    spread[rows, left] = 1 - (place - left)
-    spread[rows, left + 1] = place - left
-    return spread
+def swept_bins(size_up_to: np.ndarray, right_up_to: np.ndarray) -> int:
+    """Return the number of bins of the sweep from running sums over ties, the surest first.
 
-
-def _smooth(residual: np.ndarray) -> np.ndarray:
-    """Solve sigma = integral |residual smoothed with sigma| for each row of (draw, cells), by bisection.
-
-    A Gaussian reflected at both ends is the heat kernel of the interval: on the mirrored signal it multiplies the k-th
-    frequency by exp(-(pi k sigma)^2 / 2).
+    >>> swept_bins(np.array([0.0, 2.0, 4.0]), np.array([0.0, 1.0, 3.0]))
+    1
     """
-    cells = residual.shape[1]
-    spectrum = np.fft.rfft(np.concatenate([residual, residual[:, ::-1]], axis=1))
-    decay = -0.5 * (np.pi * np.arange(spectrum.shape[1])) ** 2
-    low, high = np.zeros(len(residual)), np.ones(len(residual))
-    for _ in range(16):
-        sigma = (low + high) / 2
-        smoothed = np.fft.irfft(spectrum * np.exp(decay * sigma[:, None] ** 2), n=2 * cells)[:, :cells]
-        above = np.abs(smoothed).sum(axis=1) > sigma  # the left side falls with sigma, the right side rises
-        low, high = np.where(above, sigma, low), np.where(above, high, sigma)
-    return np.where(np.abs(residual).sum(axis=1) < 1e-12, 0.0, (low + high) / 2)
+    n = int(size_up_to[-1])
+    most = min(n, MOST_SWEPT)
+    for first, last in SWEEPS:
+        if first > most:
+            break
+        places, pairs, bins = _sweep(n, first, min(last, most))
+        rates = np.diff(np.interp(places, size_up_to, right_up_to)) / np.diff(places)
+        rising = rates[pairs + 1] > rates[pairs] + 1e-12  # the surest first: rates must not rise
+        if rising.any():
+            return int(bins[rising.argmax()]) - 1
+    return most
 
 
-def _ece_draws(confidence: np.ndarray, correct: np.ndarray, bins: int, weights: np.ndarray) -> np.ndarray:
-    gaps = np.eye(bins)[bin_index(confidence, bins)] * (confidence - correct)[:, None]
-    return np.abs(weights @ gaps).sum(axis=1) / len(confidence)
+@lru_cache(maxsize=256)  # resamples of one file have the same n, those of groups a few
+def _sweep(n: int, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the borders of ``first`` to ``last`` bins in one row; of each two neighbours, place and bins."""
+    numbers = np.arange(first, last + 1)
+    starts = np.cumsum(numbers + 1) - numbers - 1
+    pairs = [start + np.arange(bins - 1) for start, bins in zip(starts, numbers, strict=True)]
+    places = np.concatenate([_borders(n, int(bins)) for bins in numbers])
+    return places, np.concatenate(pairs), np.repeat(numbers, numbers - 1)
 
 
-def _smooth_draws(confidence: np.ndarray, correct: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return smooth errors of resamples, moved by what the coarser grid changes in the full sample."""
-    residual = _spread(confidence, COARSE_GRID) * (correct - confidence)[:, None] / len(confidence)
-    coarse = _smooth(np.concatenate([residual.sum(axis=0)[None], weights @ residual]))
-    return coarse[1:] - coarse[0] + smooth_ece(confidence, correct)
+def _borders(n: float, bins: int) -> np.ndarray:
+    """Return the places that part n items, the surest first, where ``array_split`` parts them the other way round."""
+    small, larger = divmod(int(n), bins)  # the larger bins hold the lowest confidences
+    steps = np.arange(bins + 1)
+    return (steps * small + np.maximum(steps - (bins - larger), 0)).astype(np.float64)
+
+
+def _ranked(confidence: np.ndarray, correct: np.ndarray) -> tuple[RankedDraws, np.ndarray]:
+    """Return the sample itself as the one draw, and its running sum of confidence less correctness."""
+    ranking, once = Ranking.by(confidence), np.ones((1, len(confidence)))
+    return RankedDraws.of(ranking, correct, once), running_sum(ranking.sums(once, confidence - correct)[1])
+
+
+def _mass_draws(drawn: RankedDraws, gaps_up_to: np.ndarray, bins: int | None) -> np.ndarray:
+    """Return equal-mass errors (draw,); with None the number of bins is swept for each. Borders share out a tie."""
+    errors = np.empty(len(drawn.size))
+    for k, (size, right, gap) in enumerate(zip(drawn.size_up_to, drawn.right_up_to, gaps_up_to, strict=True)):
+        places = _borders(size[-1], swept_bins(size, right) if bins is None else bins)
+        errors[k] = np.abs(np.diff(np.interp(places, size, gap))).sum() / size[-1]
+    return errors
+
+
+def classwise_ece(answers: Answers, bins: int = 15) -> float:
+    """Return the mean over choices k of ECE of (p_k, whether k is gold): a probe of letter bias.
+
+    Letters are arbitrary, so this says something about the reading of answers, not about the questions. Raises
+    Undefined where questions have different numbers of choices: no letter then means the same everywhere.
+
+    >>> classwise_ece(Answers.of([[0.75, 0.25]], answer=[0]), bins=1)
+    0.25
+    """
+    cells, gaps = _class_gaps(answers, bins)
+    sums = np.bincount(cells.ravel(), weights=gaps.ravel())
+    return float(np.abs(sums).sum() / gaps.size)
+
+
+def _class_gaps(answers: Answers, bins: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the cell of class and bin that each probability falls in, and p_k - 1[k is gold]; (n, class) each."""
+    if not answers.mask.all():
+        sizes = answers.mask.sum(axis=1)
+        raise Undefined(f"questions have {sizes.min()} to {sizes.max()} choices; classes need the same number")
+    classes = np.arange(answers.probabilities.shape[1])
+    gold = classes == answers.answer[:, None]
+    return bin_index(answers.probabilities, bins) + bins * classes, answers.probabilities - gold
+
+
+def _class_draws(answers: Answers, bins: int, weights: np.ndarray) -> np.ndarray:
+    def table() -> Any:
+        return cell_table(*_class_gaps(answers, bins), bins * answers.probabilities.shape[1])
+
+    gaps = weights @ answers.once(f"class gaps {bins}", table)
+    return np.abs(gaps).sum(axis=1) / answers.probabilities.shape[1] / weights.sum(axis=1)
+
+
+def cell_table(cells: np.ndarray, values: np.ndarray, number: int) -> Any:
+    """Return the sparse (n, number) matrix with the values (n, k) of each answer at its cells (n, k).
+
+    >>> cell_table(np.array([[0, 2]]), np.array([[0.25, 0.75]]), 3).toarray().tolist()
+    [[0.25, 0.0, 0.75]]
+    """
+    from scipy import sparse  # takes its time to import
+
+    n, k = cells.shape
+    return sparse.csr_array((values.ravel(), cells.ravel(), np.arange(0, n * k + 1, k)), shape=(n, number))
+
+
+Score = Callable[[Answers], np.ndarray]
+"""What is read as a confidence: (n,) in [0, 1]."""
+
+
+def _bin_sums(answers: Answers, name: str, score: Score, bins: int, weights: np.ndarray) -> list[np.ndarray]:
+    """Return number, right answers and confidence by bin, (draw, bin) each."""
+
+    def table() -> Any:
+        columns = np.stack([np.ones(answers.n), answers.correct, score(answers)], axis=1)
+        cells = bin_index(score(answers), bins)[:, None] + bins * np.arange(3)
+        return cell_table(cells, columns, 3 * bins)
+
+    return np.split(weights @ answers.once(f"bins of {name} {bins}", table), 3, axis=1)
+
+
+def _gap_draws(answers: Answers, name: str, score: Score, bins: int, weights: np.ndarray) -> np.ndarray:
+    """Return (n_b / n) (confidence_b - accuracy_b), (draw, bin)."""
+
+    def table() -> Any:
+        return cell_table(bin_index(score(answers), bins)[:, None], (score(answers) - answers.correct)[:, None], bins)
+
+    return weights @ answers.once(f"gaps of {name} {bins}", table) / weights.sum(axis=1, keepdims=True)
+
+
+def _gaps_up_to(answers: Answers, weights: np.ndarray) -> np.ndarray:
+    gap = answers.confidence - answers.correct
+    return answers.once_for(weights, "gaps", lambda: running_sum(answers.by_confidence.sums(weights, gap)[1]))
+
+
+def _steady(score: Score, sides: tuple[int, ...] = (1, -1)) -> Callable[[Answers, Settings], np.ndarray]:
+    """Return numbers (n,) whose mean is the part of ECE from bins of these sides, 1 too sure, -1 too little sure."""
+
+    def numbers(answers: Answers, settings: Settings) -> np.ndarray:
+        index, gap = bin_index(score(answers), settings.bins), score(answers) - answers.correct
+        direction = np.sign(np.bincount(index, weights=gap, minlength=settings.bins))
+        return np.where(np.isin(direction, sides), direction, 0.0)[index] * gap
+
+    return numbers
+
+
+def _steady_classes(answers: Answers, settings: Settings) -> np.ndarray:
+    cells, gaps = _class_gaps(answers, settings.bins)
+    return (np.sign(np.bincount(cells.ravel(), weights=gaps.ravel()))[cells] * gaps).mean(axis=1)
+
+
+def _steady_mass(answers: Answers, settings: Settings) -> np.ndarray:
+    """Return the numbers of equal-mass ECE; an answer of a parted tie counts with the bin of its place in the file."""
+    order = np.argsort(-answers.confidence, kind="stable")
+    sizes = np.diff(_borders(answers.n, settings.bins)).astype(np.int64)
+    index = np.empty(answers.n, np.int64)
+    index[order] = np.repeat(np.arange(settings.bins), sizes)
+    gap = answers.confidence - answers.correct
+    return np.sign(np.bincount(index, weights=gap, minlength=settings.bins))[index] * gap
+
+
+def _confidence(answers: Answers) -> np.ndarray:
+    return answers.confidence
 
 
 METRICS = (
@@ -197,16 +289,27 @@ METRICS = (
         "expected calibration error: mean |accuracy - confidence| over equal-width bins",
         "lower",
         lambda a, s: ece(a.confidence, a.correct, s.bins),
-        lambda a, s, weights: _ece_draws(a.confidence, a.correct, s.bins, weights),
+        lambda a, s, weights: np.abs(_gap_draws(a, "confidence", _confidence, s.bins, weights)).sum(axis=1),
         "pivotal",
+        _steady(_confidence),
     ),
     Metric(
-        "smooth_ece",
-        "smooth calibration error: as ECE, without bins",
+        "overconfidence",
+        "part of ECE from bins with too much confidence",
         "lower",
-        lambda a, s: smooth_ece(a.confidence, a.correct),
-        lambda a, s, weights: _smooth_draws(a.confidence, a.correct, weights),
+        lambda a, s: over_under(a.confidence, a.correct, s.bins)[0],
+        lambda a, s, weights: np.maximum(_gap_draws(a, "confidence", _confidence, s.bins, weights), 0).sum(axis=1),
         "pivotal",
+        _steady(_confidence, (1,)),
+    ),
+    Metric(
+        "underconfidence",
+        "part of ECE from bins with too little confidence",
+        "lower",
+        lambda a, s: over_under(a.confidence, a.correct, s.bins)[1],
+        lambda a, s, weights: np.maximum(-_gap_draws(a, "confidence", _confidence, s.bins, weights), 0).sum(axis=1),
+        "pivotal",
+        _steady(_confidence, (-1,)),
     ),
     mean_of(
         "signed_gap",
@@ -216,11 +319,46 @@ METRICS = (
     ),
     mean_of("confidence", "mean probability of the predicted choice", "none", lambda a: a.confidence),
     Metric(
+        "ece_equal_mass",
+        "ECE over bins of equal numbers of answers",
+        "lower",
+        lambda a, s: ece_equal_mass(a.confidence, a.correct, s.bins),
+        lambda a, s, weights: _mass_draws(a.ranked(weights), _gaps_up_to(a, weights), s.bins),
+        "pivotal",
+        _steady_mass,
+    ),
+    Metric(
+        "ece_sweep",
+        "ECE over the most equal-mass bins whose accuracies rise with confidence",
+        "lower",
+        lambda a, s: ece_sweep(a.confidence, a.correct),
+        lambda a, s, weights: _mass_draws(a.ranked(weights), _gaps_up_to(a, weights), None),
+        "pivotal",
+    ),
+    Metric(
+        "rms_calibration_error",
+        "root mean square calibration error over equal-width bins, less what chance adds",
+        "lower",
+        lambda a, s: rms_calibration_error(a.confidence, a.correct, s.bins),
+        lambda a, s, weights: _rms(_bin_sums(a, "confidence", _confidence, s.bins, weights)),
+        "pivotal",
+    ),
+    Metric(
+        "classwise_ece",
+        "mean over letters of the ECE of the letter's own probability",
+        "lower",
+        lambda a, s: classwise_ece(a, s.bins),
+        lambda a, s, weights: _class_draws(a, s.bins, weights),
+        "pivotal",
+        _steady_classes,
+    ),
+    Metric(
         "feu_ece",
         "expected calibration error of FEU read as a confidence",
         "lower",
         lambda a, s: ece(feu_of(a), a.correct, s.bins),
-        lambda a, s, weights: _ece_draws(feu_of(a), a.correct, s.bins, weights),
+        lambda a, s, weights: np.abs(_gap_draws(a, "feu", feu_of, s.bins, weights)).sum(axis=1),
         "pivotal",
+        _steady(feu_of),
     ),
 )

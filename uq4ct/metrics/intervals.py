@@ -1,4 +1,4 @@
-"""Intervals: Wilson for shares; bootstrap over items for the rest, percentile or, where draws are biased, pivotal."""
+"""Intervals: Wilson for shares; bootstrap over items or groups for the rest, percentile or, where biased, pivotal."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from statistics import NormalDist
 
 import numpy as np
+
+FEWEST_GROUPS = 10  # with fewer, a bootstrap of groups says little; they are then taken as fixed
 
 
 def wilson(successes: float, n: int, level: float = 0.95) -> tuple[float, float]:
@@ -23,19 +25,38 @@ def wilson(successes: float, n: int, level: float = 0.95) -> tuple[float, float]
     return float(max(0.0, centre - half)), float(min(1.0, centre + half))
 
 
-def bootstrap_weights(n: int, resamples: int, seed: int, at_once: int = 2_000_000) -> Iterator[np.ndarray]:
-    """Yield blocks of bootstrap weights (resample, n): how often each of n items is drawn, rows summing to n.
+def bootstrap_weights(
+    n: int, resamples: int, seed: int, groups: np.ndarray | None = None, at_once: int = 400_000
+) -> Iterator[np.ndarray]:
+    """Yield blocks of bootstrap weights (resample, n): how often each of n items is drawn.
 
-    One set of weights serves every metric, so that intervals of one result belong to the same resamples.
+    One set of weights serves every metric, so that intervals of one result belong to the same resamples. With
+    ``groups`` (n,) whole groups are drawn, as many as there are: items of a group need not be
+    independent. Rows then sum to n on average only.
 
     >>> [block.sum(axis=1).tolist() for block in bootstrap_weights(3, resamples=2, seed=0)]
     [[3.0, 3.0]]
+    >>> next(bootstrap_weights(4, 1, seed=1, groups=np.array([0, 0, 1, 1]))).tolist()
+    [[1.0, 1.0, 1.0, 1.0]]
     """
     generator, step = np.random.default_rng(seed), max(1, at_once // n)
+    numbers = None if groups is None else np.unique(groups, return_inverse=True)[1]
+    units = n if numbers is None else int(numbers.max()) + 1
     for start in range(0, resamples, step):
-        rows = min(step, resamples - start)
-        drawn = generator.integers(n, size=(rows, n)) + n * np.arange(rows)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)
+        block = np.empty((min(step, resamples - start), n))
+        for row in block:  # a row at a time: its counts stay in the cache
+            counts = np.bincount(generator.integers(units, size=units), minlength=units)
+            row[:] = counts if numbers is None else counts[numbers]
+        yield block
+
+
+def resampled_groups(groups: np.ndarray | None) -> np.ndarray | None:
+    """Return the groups if there are enough of them to resample, else None: single items are then resampled.
+
+    >>> resampled_groups(np.array([0, 0, 1, 1])) is None
+    True
+    """
+    return None if groups is None or len(np.unique(groups)) < FEWEST_GROUPS else groups
 
 
 def percentile(draws: np.ndarray, level: float = 0.95) -> tuple[float, float] | None:
@@ -64,3 +85,20 @@ def pivotal(value: float, draws: np.ndarray, level: float = 0.95) -> tuple[float
     if ends is None:
         return None
     return max(0.0, 2 * value - ends[1]), max(0.0, 2 * value - ends[0])
+
+
+def corrected(value: float, draws: np.ndarray, error: float, level: float = 0.95) -> tuple[float, float] | None:
+    """Return 2 value - mean of the draws, plus and minus the normal quantile times ``error``; not below 0.
+
+    The centre loses the bias that the draws show, as in ``pivotal``. The width comes from a standard error of the
+    statistic with its gaps' directions held: in resamples small gaps turn over and |gap| varies less than the gap, so
+    that the draws' own width is too small, and the pivotal interval covers a true ECE too seldom.
+
+    >>> [round(end, 2) for end in corrected(0.10, np.array([0.11, 0.13]), error=0.01)]
+    [0.06, 0.1]
+    """
+    defined = draws[np.isfinite(draws)]
+    if not len(defined):
+        return None
+    centre, half = 2 * value - float(defined.mean()), NormalDist().inv_cdf(0.5 + level / 2) * error
+    return max(0.0, centre - half), max(0.0, centre + half)

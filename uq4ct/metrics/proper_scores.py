@@ -33,6 +33,15 @@ def brier(answers: Answers) -> np.ndarray:
     return ((answers.probabilities - gold) ** 2).sum(axis=1)
 
 
+def brier_top(answers: Answers) -> np.ndarray:
+    """Return (confidence - correctness)^2 of each answer: the part of Brier that concerns the answer given; (n,).
+
+    >>> brier_top(Answers.of([[0.75, 0.25]], answer=[1])).tolist()
+    [0.5625]
+    """
+    return (answers.confidence - answers.correct) ** 2
+
+
 def truth_gap(answers: Answers) -> np.ndarray:
     """Return |confidence - true probability of the predicted choice| of each answer; (n,). Needs a world that knows it.
 
@@ -78,10 +87,12 @@ METRICS = (
         "share of questions whose most probable choice is the gold one",
         "higher",
         lambda a, _: float(a.correct.mean()),
+        lambda a, _, weights: weights @ a.correct / weights.sum(axis=1),
         interval="wilson",
     ),
     mean_of("nll", "negative log-likelihood of the gold choice, in nats", "lower", nll),
     mean_of("brier", "squared distance to the gold choice, summed over choices (0 to 2)", "lower", brier),
+    mean_of("brier_top", "squared distance of the confidence to the correctness (0 to 1)", "lower", brier_top),
     mean_of("truth_gap", "mean |confidence - true probability of the chosen answer|", "lower", truth_gap),
     mean_of("excess_log_loss", "log-loss above the best achievable, in nats", "lower", excess_log_loss),
     mean_of("letter_mass", "probability of the answer letters under the whole vocabulary", "higher", letter_mass),

@@ -6,10 +6,12 @@ Ties count as one: every curve is the average over all orders within a tie, so t
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 
 from uq4ct.metrics.answers import Answers, Metric, Undefined, feu_of, mean_of
+from uq4ct.metrics.ranking import RankedDraws, Ranking
 
 
 def auroc(score: np.ndarray, correct: np.ndarray) -> float:
@@ -21,10 +23,23 @@ def auroc(score: np.ndarray, correct: np.ndarray) -> float:
     0.75
     """
     score, correct = np.asarray(score, dtype=np.float64), np.asarray(correct, dtype=np.float64)
-    if correct.all() or not correct.any():
-        which = "right" if correct.any() else "wrong"
-        raise Undefined(f"needs right and wrong answers, all {len(correct)} are {which}")
-    return _once(_auroc_draws, score, correct)
+    need_both(correct)
+    return _once(auroc_draws, score, correct)
+
+
+def aupr(score: np.ndarray, correct: np.ndarray, of: Literal["right", "wrong"] = "right") -> float:
+    """Return the average precision of finding right answers by a high score, or wrong ones by a low score.
+
+    A random score has the base rate, the share of such answers, and not one half: always read it beside that.
+    Raises Undefined where there is none of them.
+
+    >>> aupr([0.9, 0.6, 0.6], [1, 1, 0]), aupr([0.9, 0.6, 0.6], [1, 1, 0], of="wrong")
+    (0.8333333333333333, 0.5)
+    """
+    correct = np.asarray(correct, dtype=np.float64)
+    if (correct == (of == "wrong")).all():
+        raise Undefined(f"none of {len(correct)} answers is {of}")
+    return _once(_aupr_right_draws if of == "right" else _aupr_wrong_draws, score, correct)
 
 
 def aurc(score: np.ndarray, correct: np.ndarray) -> float:
@@ -34,6 +49,30 @@ def aurc(score: np.ndarray, correct: np.ndarray) -> float:
     0.3
     """
     return _once(_aurc_draws, score, correct)
+
+
+def eaurc(score: np.ndarray, correct: np.ndarray) -> float:
+    """Return AURC less that of the best order, all right answers first; 0 is perfect ranking at any accuracy.
+
+    The best order is summed exactly, not approximated by e + (1 - e) ln(1 - e).
+
+    >>> eaurc([0.9, 0.8, 0.7], [1, 1, 0])
+    0.0
+    """
+    return _once(lambda drawn: _excess(_aurc_draws(drawn), drawn), score, correct)
+
+
+def prr(score: np.ndarray, correct: np.ndarray) -> float:
+    """Return the prediction-rejection ratio, (e - AURC) / (e - AURC of the best order) with error rate e.
+
+    1 is perfect ranking, 0 a random one. Raises Undefined when all answers are right or all are wrong.
+
+    >>> prr([0.9, 0.8, 0.7], [1, 1, 0])
+    1.0
+    """
+    correct = np.asarray(correct, dtype=np.float64)
+    need_both(correct)
+    return _once(lambda drawn: _rejection_ratio(_aurc_draws(drawn), drawn), score, correct)
 
 
 def augrc(score: np.ndarray, correct: np.ndarray) -> float:
@@ -73,42 +112,86 @@ def accuracy_at_coverage(score: np.ndarray, correct: np.ndarray, coverage: float
     return float(1.0 - risk_coverage(score, correct)[1][kept - 1])
 
 
-def _once(draws: Callable[..., np.ndarray], score: np.ndarray, correct: np.ndarray) -> float:
+def _once(draws: Callable[[RankedDraws], np.ndarray], score: np.ndarray, correct: np.ndarray) -> float:
     """Return the statistic of the sample itself: every item drawn once."""
-    return float(draws(np.asarray(score), np.asarray(correct), np.ones((1, len(score))))[0])
+    score, correct = np.asarray(score, dtype=np.float64), np.asarray(correct, dtype=np.float64)
+    return float(draws(RankedDraws.of(Ranking.by(score), correct, np.ones((1, len(score)))))[0])
 
 
-def _groups(score: np.ndarray, *columns: np.ndarray) -> list[np.ndarray]:
-    """Sum each (draw, n) column over equal scores, from the surest on; (draw, group)."""
-    order = np.argsort(-score, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(score[order]) != 0])
-    return [np.add.reduceat(column[:, order], starts, axis=1) for column in columns]
+def auroc_draws(drawn: RankedDraws) -> np.ndarray:
+    """Return AUROC of resamples; NaN where one has right or wrong answers only."""
+    above = _dot(drawn.right_up_to[:, :-1], drawn.errors) + 0.5 * _dot(drawn.right, drawn.errors)
+    with np.errstate(invalid="ignore"):
+        return above / (drawn.n_right * (drawn.n - drawn.n_right))
 
 
-def _auroc_draws(score: np.ndarray, correct: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    right, wrong = _groups(score, weights * correct, weights * (1 - correct))
-    above = np.cumsum(right, axis=1) - right / 2
-    with np.errstate(invalid="ignore"):  # a resample may hold right answers only: NaN, left out of the interval
-        return (above * wrong).sum(axis=1) / (right.sum(axis=1) * wrong.sum(axis=1))
+def _dot(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    return np.einsum("ij,ij->i", first, second)
 
 
-def _augrc_draws(score: np.ndarray, correct: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    size, errors = _groups(score, weights, weights * (1 - correct))
-    before = np.cumsum(errors, axis=1) - errors
-    return (size * before + errors * (size + 1) / 2).sum(axis=1) / size.sum(axis=1) ** 2
+def _aupr_right_draws(drawn: RankedDraws) -> np.ndarray:
+    retrieved = np.maximum(drawn.size_up_to[:, 1:], 1.0)  # before the first answer nothing is found either
+    with np.errstate(invalid="ignore"):
+        return _dot(drawn.right_up_to[:, 1:] / retrieved, drawn.right) / drawn.n_right
 
 
-def _aurc_draws(score: np.ndarray, correct: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def _aupr_wrong_draws(drawn: RankedDraws) -> np.ndarray:
+    """Return the mean precision over wrong answers, from the least sure on."""
+    retrieved = drawn.n[:, None] - drawn.size_up_to[:, :-1]
+    wrong = drawn.n - drawn.n_right
+    found = retrieved - (drawn.n_right[:, None] - drawn.right_up_to[:, :-1])
+    with np.errstate(invalid="ignore"):
+        return _dot(found / np.maximum(retrieved, 1.0), drawn.errors) / wrong
+
+
+def _augrc_draws(drawn: RankedDraws) -> np.ndarray:
+    before = drawn.size_up_to[:, :-1] - drawn.right_up_to[:, :-1]
+    return (_dot(drawn.size, before) + 0.5 * _dot(drawn.errors, drawn.size + 1)) / drawn.n**2
+
+
+def _aurc_draws(drawn: RankedDraws) -> np.ndarray:
     """Sum (E + j e/w) / (W + j) over j = 1..w for each tie: w answers with e errors, after W answers with E errors."""
-    size, errors = _groups(score, weights, weights * (1 - correct))
-    n = int(weights[0].sum())
-    harmonic = np.r_[0.0, np.cumsum(1.0 / np.arange(1, n + 1))]
-    end = np.cumsum(size, axis=1).astype(np.int64)
-    start = end - size.astype(np.int64)
-    slope = harmonic[end] - harmonic[start]
-    rate = np.divide(errors, size, out=np.zeros_like(errors), where=size > 0)
-    before = np.cumsum(errors, axis=1) - errors
-    return (before * slope + rate * (size - start * slope)).sum(axis=1) / n
+    slope = np.diff(_harmonic(int(drawn.n.max()))[drawn.size_up_to.astype(np.int64)], axis=1)
+    before = drawn.size_up_to[:, :-1]
+    rate = drawn.errors / np.maximum(drawn.size, 1.0)
+    level = before - drawn.right_up_to[:, :-1] - rate * before
+    return (_dot(level, slope) + drawn.n - drawn.n_right) / drawn.n
+
+
+def _harmonic(n: int) -> np.ndarray:
+    """Return 1 + 1/2 + ... + 1/k for k = 0..n."""
+    return np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, n + 1))])
+
+
+def _oracle(n: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Return AURC of the best order, all right answers first: (E - R (H_n - H_R)) / n with R right, E wrong."""
+    harmonic = _harmonic(int(n.max()))
+    slope = harmonic[n.astype(np.int64)] - harmonic[np.rint(right).astype(np.int64)]
+    return np.maximum(n - right - right * slope, 0.0) / n
+
+
+def _excess(area: np.ndarray, drawn: RankedDraws) -> np.ndarray:
+    return np.maximum(area - _oracle(drawn.n, drawn.n_right), 0.0)  # rounding may leave -1e-17
+
+
+def _rejection_ratio(area: np.ndarray, drawn: RankedDraws) -> np.ndarray:
+    random = 1.0 - drawn.n_right / drawn.n
+    with np.errstate(invalid="ignore", divide="ignore"):  # nothing to reject, or nothing else: NaN
+        best = np.where((random > 0) & (random < 1), random - _oracle(drawn.n, drawn.n_right), np.nan)
+        return (random - area) / best
+
+
+def _coverage_draws(drawn: RankedDraws, coverage: float) -> np.ndarray:
+    kept = np.ceil(coverage * drawn.n - 1e-9)  # 0.7 * 10 is 7.000000000000001
+    parts = zip(kept, drawn.size_up_to, drawn.right_up_to, strict=True)
+    return np.array([np.interp(places, size, right) for places, size, right in parts]) / kept
+
+
+def need_both(correct: np.ndarray) -> None:
+    """Raise Undefined when all answers are right or all are wrong."""
+    if correct.all() or not correct.any():
+        which = "right" if correct.any() else "wrong"
+        raise Undefined(f"needs right and wrong answers, all {len(correct)} are {which}")
 
 
 def coverage_table(answers: Answers, levels: tuple[float, ...] = (0.5, 0.8, 0.9)) -> dict[str, float]:
@@ -116,34 +199,76 @@ def coverage_table(answers: Answers, levels: tuple[float, ...] = (0.5, 0.8, 0.9)
     return {f"{level:g}": accuracy_at_coverage(answers.confidence, answers.correct, level) for level in levels}
 
 
+def _ranked(
+    name: str, summary: str, better: Literal["higher", "lower"], draws: Callable[[RankedDraws], np.ndarray]
+) -> Metric:
+    """Make a metric of how the confidence ranks the answers."""
+    return _from_areas(name, summary, better, draws, lambda value, _: value)
+
+
+def _from_areas(
+    name: str,
+    summary: str,
+    better: Literal["higher", "lower"],
+    draws: Callable[[RankedDraws], np.ndarray],
+    then: Callable[[np.ndarray, RankedDraws], np.ndarray],
+) -> Metric:
+    """Make a metric from values that several metrics share."""
+
+    def of(answers: Answers, weights: np.ndarray) -> np.ndarray:
+        drawn = answers.ranked(weights)
+        return then(answers.once_for(weights, draws.__name__, lambda: draws(drawn)), drawn)
+
+    return Metric(
+        name,
+        summary,
+        better,
+        lambda a, _: _value(of(a, np.ones((1, a.n))), a.correct),
+        lambda a, _, weights: of(a, weights),
+    )
+
+
+def _value(values: np.ndarray, correct: np.ndarray) -> float:
+    if np.isnan(values[0]):
+        need_both(correct)
+    return float(values[0])
+
+
+def auroc_of(name: str, summary: str, score: Callable[[Answers], np.ndarray]) -> Metric:
+    """Make the metric that is the AUROC of correctness by some score; large means certain."""
+
+    def of(answers: Answers, weights: np.ndarray) -> np.ndarray:
+        ranking = answers.once(f"ranking of {name}", lambda: Ranking.by(score(answers)))
+        return auroc_draws(RankedDraws.of(ranking, answers.correct, weights))
+
+    return Metric(
+        name,
+        summary,
+        "higher",
+        lambda a, _: _value(of(a, np.ones((1, a.n))), a.correct),
+        lambda a, _, weights: of(a, weights),
+    )
+
+
+def _accuracy_at_80(drawn: RankedDraws) -> np.ndarray:
+    return _coverage_draws(drawn, 0.8)
+
+
 METRICS = (
-    Metric(
-        "auroc",
-        "chance that a right answer has higher confidence than a wrong one",
+    _ranked("auroc", "chance that a right answer has higher confidence than a wrong one", "higher", auroc_draws),
+    _ranked("aupr_right", "average precision of finding right answers, the surest first", "higher", _aupr_right_draws),
+    _ranked("aupr_wrong", "average precision of finding errors, the least sure first", "higher", _aupr_wrong_draws),
+    _ranked("aurc", "area under the risk-coverage curve", "lower", _aurc_draws),
+    _from_areas("eaurc", "AURC above that of the best order with this accuracy", "lower", _aurc_draws, _excess),
+    _ranked("augrc", "area under the generalized risk-coverage curve", "lower", _augrc_draws),
+    _from_areas(
+        "prr",
+        "share of the best possible gain that rejecting the least sure has; 0 is random",
         "higher",
-        lambda a, _: auroc(a.confidence, a.correct),
-        lambda a, _, weights: _auroc_draws(a.confidence, a.correct, weights),
+        _aurc_draws,
+        _rejection_ratio,
     ),
-    Metric(
-        "aurc",
-        "area under the risk-coverage curve",
-        "lower",
-        lambda a, _: aurc(a.confidence, a.correct),
-        lambda a, _, weights: _aurc_draws(a.confidence, a.correct, weights),
-    ),
-    Metric(
-        "augrc",
-        "area under the generalized risk-coverage curve",
-        "lower",
-        lambda a, _: augrc(a.confidence, a.correct),
-        lambda a, _, weights: _augrc_draws(a.confidence, a.correct, weights),
-    ),
+    _ranked("accuracy_at_80", "accuracy of the surest 80 % of answers", "higher", _accuracy_at_80),
     mean_of("feu", "mean functional-level epistemic uncertainty (Eq. 9); it is a confidence", "none", feu_of),
-    Metric(
-        "feu_auroc",
-        "chance that a right answer has higher FEU than a wrong one",
-        "higher",
-        lambda a, _: auroc(feu_of(a), a.correct),
-        lambda a, _, weights: _auroc_draws(feu_of(a), a.correct, weights),
-    ),
+    auroc_of("feu_auroc", "chance that a right answer has higher FEU than a wrong one", feu_of),
 )

@@ -41,6 +41,11 @@ class Calibrator(BaseModel, ABC):
         NLL no scaling makes finite.
         """
 
+    @classmethod
+    def unfit(cls, questions: int, has_router: bool) -> list[str]:
+        """Return why it cannot be fitted on so many calibration questions of a method with or without a router."""
+        return []
+
     @abstractmethod
     def logits(self, prediction: Prediction) -> np.ndarray:
         """Return calibrated logits, (item, choice); ``-inf`` where an item has no such choice."""

@@ -12,6 +12,8 @@ from uq4ct.posthoc.base import LIMIT, Calibrator, finite, labelled, mean_nll, re
 from uq4ct.posthoc.temperature import best_log_temperature
 from uq4ct.types import Prediction
 
+NO_FEU = "calibration by FEU needs a method with a router (mixlora, uq4ct), and this one has none; use temperature"
+
 
 class FeuScaling(Calibrator):
     """Divide log p by T(x), log T = a + b (FEU(x) - mean) / sd, kept in [-3, 3]; mean and sd of the calibration split.
@@ -43,6 +45,11 @@ class FeuScaling(Calibrator):
         level, slope = _fitted(log_probs, answer, (feu - mean) / sd)
         at_bound = max(abs(level), abs(slope)) >= LIMIT - 1e-9
         return cls(items=len(answer), at_bound=at_bound, level=level, slope=slope, feu_mean=mean, feu_sd=sd)
+
+    @classmethod
+    def unfit(cls, questions: int, has_router: bool) -> list[str]:
+        """Say where there is no FEU."""
+        return [] if has_router else [NO_FEU]
 
     def logits(self, prediction: Prediction) -> np.ndarray:
         """Return log p / T(x)."""
@@ -91,7 +98,5 @@ def _fitted(log_probs: np.ndarray, answer: np.ndarray, z: np.ndarray) -> tuple[f
 
 def _feu_of(prediction: Prediction) -> np.ndarray:
     if prediction.feu is None:
-        raise UserError(
-            "calibration by FEU needs a method with a router (mixlora, uq4ct), and this one has none; use temperature"
-        )
+        raise UserError(NO_FEU)
     return prediction.feu

@@ -43,14 +43,21 @@ class Vector(Calibrator):
     def fit(cls, prediction: Prediction, answer: np.ndarray) -> Self:
         """Fit scales and shifts by the mean NLL plus penalty (L-BFGS, exact gradient). Needs 200 questions."""
         log_probs, answer, _ = labelled(prediction, answer)
-        if len(answer) < FEWEST:
-            raise UserError(
-                f"vector scaling needs at least {FEWEST} calibration questions with a known answer, got {len(answer)}; "
-                "keep more for calibration, or use temperature"
-            )
+        if problems := cls.unfit(len(answer), has_router=False):
+            raise UserError(problems)
         seen = int(np.flatnonzero((~np.isneginf(log_probs)).any(axis=0))[-1]) + 1
         scale, shift = _fitted(log_probs[:, :seen], answer)
         return cls(items=len(answer), scale=tuple(scale.tolist()), shift=tuple(shift.tolist()))
+
+    @classmethod
+    def unfit(cls, questions: int, has_router: bool) -> list[str]:
+        """Say where there are some questions, but fewer than 200."""
+        if questions >= FEWEST or not questions:
+            return []
+        return [
+            f"vector scaling needs at least {FEWEST} calibration questions with a known answer, got {questions}; "
+            "keep more for calibration, or use temperature"
+        ]
 
     def logits(self, prediction: Prediction) -> np.ndarray:
         """Return a_k log p_k + b_k."""

@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from uq4ct.report.tables import table
 
 __all__ = ["build_report", "table"]
 
 
-def build_report(sources: Sequence[Path | str], output: Path | str, title: str | None = None) -> None:
-    """Write one self-contained html report of run folders, folders of runs, or prediction files.
+def build_report(
+    sources: Sequence[Path | str],
+    output: Path | str,
+    title: str | None = None,
+    figures: Path | str | None = None,
+    say: Callable[[str], None] = lambda _: None,
+    read: Callable[[Path], list[Any]] | None = None,
+) -> None:
+    """Write one self-contained html report of runs, folders of ``uq4ct compare``, or anyone's predictions.
 
-    It needs no script and no network, follows the reader's light or dark theme, and is the same to the byte for the
+    ``figures`` names a folder for every figure (svg, pdf, png, csv, json) and table (md, csv, tex) as files of their
+    own. ``read`` returns the rows of a prediction file or results folder, by default as its columns are called. The
+    page needs no script and no network, follows the reader's light or dark theme, and is the same to the byte for the
     same input. Raises UserError where a source cannot be read or has changed since it was written.
     """
+    from uq4ct import predictions
+    from uq4ct.manifest import write_atomically
+    from uq4ct.report.files import refuse_bad_folder, write_files
     from uq4ct.report.page import render
+    from uq4ct.report.sections import build
     from uq4ct.report.sources import read_sources
 
     output = Path(output)
     _refuse_bad_output(output)
-    page = render(read_sources(sources), title)
-    from uq4ct.manifest import write_atomically
-
-    write_atomically(output, page)
+    if figures is not None:
+        refuse_bad_folder(Path(figures))
+    material = read_sources(sources, read or predictions.read, say)
+    made, absent = build(material)
+    write_atomically(output, render(material, made, absent, title))
+    if figures is not None:
+        write_files(material, made, Path(figures), say)
 
 
 def _refuse_bad_output(output: Path) -> None:

@@ -1,91 +1,60 @@
-"""What a report is made of: evaluations and runs, read from run folders or prediction files; never a model."""
+"""Reading what a report is made of: run folders, comparisons, prediction files; never a model."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from uq4ct import predictions
 from uq4ct.errors import UserError
 from uq4ct.manifest import MANIFEST, verify_manifest
 from uq4ct.metrics import Answers, summarize
 from uq4ct.posthoc.abstain import AbstainRule
+from uq4ct.report.material import Comparison, Json, Material, Member, RunFacts, Series
+from uq4ct.report.pooling import result_of
 
-Json = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class RunFacts:
-    """What a run folder says about itself; whatever is missing is empty."""
-
-    label: str
-    folder: str
-    facts: Json = field(default_factory=dict)
-    environment: Json = field(default_factory=dict)
-    log: tuple[Json, ...] = ()
-    finished: bool = True
-    rule: str = ""  # what the abstain rule promises
+MISTAKES = 3
+RESULTS = "results.json"
+Read = Callable[[Path], list[Any]]  # a prediction file, or a results folder of lm-eval, to its rows
+Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """One method on one task: metrics as ``summarize`` gives them, and the labelled answers behind them."""
+def read_sources(sources: Sequence[Path | str], read: Read = predictions.read, say: Say = lambda _: None) -> Material:
+    """Read runs, folders of runs or of ``uq4ct compare``, and, with ``read``, prediction files or samples of lm-eval.
 
-    label: str  # the method, with its seed or folder where the method alone does not tell two apart
-    task: str
-    metrics: Json
-    rows: tuple[Json, ...]
-    answers: Answers
-
-
-@dataclass(frozen=True)
-class Material:
-    """Everything that a report shows."""
-
-    evaluations: tuple[Evaluation, ...]
-    runs: tuple[RunFacts, ...]
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """Tasks in the order in which they were met."""
-        return tuple(dict.fromkeys(evaluation.task for evaluation in self.evaluations))
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Methods in the order in which they were met."""
-        return tuple(dict.fromkeys(evaluation.label for evaluation in self.evaluations))
-
-    def of_task(self, task: str) -> tuple[Evaluation, ...]:
-        """Return the evaluations of one task."""
-        return tuple(evaluation for evaluation in self.evaluations if evaluation.task == task)
-
-
-def read_sources(sources: Sequence[Path | str]) -> Material:
-    """Read run folders, folders of runs, and prediction files.
-
-    Raises UserError where a source is neither, where a file of an evaluation has changed, or where nothing has a label.
+    Several seeds of one method become one series; a comparison's own results are taken as they are, and for loose runs
+    means and intervals are computed. Raises UserError where a source is none of these, where a file of an evaluation
+    has changed, where two comparisons are given, or where nothing has a label.
     """
-    parts = [part for source in sources for part in _read(Path(source))]
-    if not parts:
+    if not sources:
         raise UserError("a report needs at least one run folder or prediction file")
-    labels = _labels(parts)
-    evaluations = [
-        Evaluation(label, task, metrics, tuple(rows), Answers.of_rows(rows))
-        for label, part in zip(labels, parts, strict=True)
-        for task, metrics, rows in part.evaluations
-    ]
-    if not evaluations:
+    comparisons = [found for source in sources if (found := _comparison(Path(source))) is not None]
+    if len(comparisons) > 1:
+        places = " and ".join(found.place for found in comparisons)
+        raise UserError(f"a report shows one comparison, got {places}; run one `uq4ct compare` with all methods")
+    parts = [part for source in sources for part in _read(Path(source), read, say)]
+    if not any(part.evaluations for part in parts):
         places = ", ".join(part.place for part in parts)
         raise UserError(f"{places}: no evaluation yet; `uq4ct evaluate RUN --data ...` makes one")
-    runs = [
-        RunFacts(label, part.place, part.facts, part.environment, part.log, part.finished, part.rule)
-        for label, part in zip(labels, parts, strict=True)
-        if part.is_run
+    groups = _groups(parts)
+    labels = _labels(groups)
+    comparison = comparisons[0] if comparisons else None
+    series = [
+        one for label, group in zip(labels, groups, strict=True) for one in _series(label, group, comparison, say)
     ]
-    return Material(tuple(evaluations), tuple(runs))
+    runs = [
+        replace(part.run, label=label)
+        for label, group in zip(labels, groups, strict=True)
+        for part in group
+        if part.run is not None
+    ]
+    return Material(tuple(series), tuple(runs), comparison)
 
 
 @dataclass(frozen=True)
@@ -95,73 +64,149 @@ class _Part:
     place: str
     method: str
     seed: Any
-    evaluations: Sequence[tuple[str, Json, list[Any]]]
-    is_run: bool = False
-    facts: Json = field(default_factory=dict)
-    environment: Json = field(default_factory=dict)
-    log: tuple[Json, ...] = ()
-    finished: bool = True
-    rule: str = ""
+    evaluations: Mapping[str, Member]
+    run: RunFacts | None = None
+    fit: tuple[Any, ...] = ()  # what seeds of one method have in common
 
 
-def _read(source: Path) -> Iterator[_Part]:
-    if source.is_file():
-        yield from _file(source)
-    elif not source.is_dir():
+def _comparison(source: Path) -> Comparison | None:
+    """Return the comparison of a folder: it holds results.json, or is the folder ``cells`` beside one."""
+    folder = source.parent if source.name == "cells" and (source.parent / RESULTS).is_file() else source
+    path = folder / RESULTS
+    if not source.is_dir() or not path.is_file():
+        return None
+    found = _json(path)
+    if not isinstance(found.get("cells"), list) or not isinstance(found.get("results"), list):
+        raise UserError(f"{path}: not the results of a comparison, expected lists 'cells' and 'results'")
+    return Comparison(str(folder), found)
+
+
+def _read(source: Path, read: Read, say: Say) -> Iterator[_Part]:
+    if source.is_file() or _has_samples(source):
+        yield from _file(source, read)
+        return
+    if not source.is_dir():
         raise UserError(f"{source}: no such run folder or prediction file")
-    elif _is_run(source):
-        yield _run(source)
-    else:
-        folders = sorted(folder for folder in source.iterdir() if folder.is_dir() and _is_run(folder))
-        if not folders:
-            raise UserError(f"{source}: neither a run folder (no uq4ct.json, no evaluations/) nor a folder of runs")
-        yield from map(_run, folders)
+    for number, folder in enumerate(folders := _folders(source), 1):
+        if len(folders) > 10 and number % 10 == 0:
+            say(f"read {number} of {len(folders)} runs")
+        yield _run(folder)
+
+
+def _has_samples(source: Path) -> bool:
+    """Tell whether a folder holds samples of lm-eval and no run."""
+    if not source.is_dir() or _is_run(source):
+        return False
+    return any(next(source.glob(f"{depth}samples_*.jsonl"), None) for depth in ("", "*/"))
+
+
+def _folders(source: Path) -> list[Path]:
+    """Return the run folders of a source: itself, the complete cells of a comparison, or the runs inside it."""
+    if _is_run(source):
+        return [source]
+    if (comparison := _comparison(source)) is not None:
+        return _cells(comparison)
+    if (source / "cells").is_dir() and (inside := sorted(filter(_is_finished, (source / "cells").iterdir()))):
+        return inside  # a comparison that is still running
+    folders = sorted(folder for folder in source.iterdir() if folder.is_dir() and _is_run(folder))
+    if not folders:
+        raise UserError(
+            f"{source}: neither a run folder (no uq4ct.json, no evaluations/) nor a folder of runs, nor one with "
+            "samples of lm-eval"
+        )
+    return folders
+
+
+def _cells(comparison: Comparison) -> list[Path]:
+    """Return the folders of complete cells, wherever the comparison was moved to."""
+    cells = Path(comparison.place) / "cells"
+    names = [Path(cell["folder"]).name for cell in comparison.rows("cells") if cell.get("status") == "complete"]
+    absent = [str(cells / name) for name in names if not _is_run(cells / name)]
+    if absent:
+        raise UserError([f"{place}: missing, {comparison.place}/{RESULTS} lists it as complete" for place in absent])
+    return [cells / name for name in names]
 
 
 def _is_run(folder: Path) -> bool:
     return (folder / "uq4ct.json").is_file() or (folder / "evaluations").is_dir()
 
 
-def _file(path: Path) -> Iterator[_Part]:
-    """Split a prediction file by the method and seed that its rows name."""
-    groups: dict[tuple[Any, Any], list[Any]] = {}
-    for row in predictions.read(path):
-        groups.setdefault((row.get("method"), row.get("seed")), []).append(row)
-    for (method, seed), rows in groups.items():
-        task = path.parent.name if path.stem == "predictions" else path.stem if method else "predictions"
-        yield _Part(str(path), method or path.stem, seed, [(task, summarize(rows), rows)])
+def _is_finished(folder: Path) -> bool:
+    return _is_run(folder) and (folder / "cell.json").is_file()
+
+
+def _file(path: Path, read: Read) -> Iterator[_Part]:
+    """Split a prediction file, or a folder of samples, by the method and seed that its rows name."""
+    groups: dict[tuple[Any, Any], dict[str, Member]] = {}
+    for (task, method, seed), rows in predictions.evaluations(read(path)).items():
+        named = path.parent.name if path.stem == "predictions" else path.stem if method else "predictions"
+        groups.setdefault((method, seed), {})[task or named] = _member(seed, summarize(rows), rows)
+    for (method, seed), evaluations in groups.items():
+        yield _Part(str(path), str(method or path.stem), seed, evaluations)
 
 
 def _run(folder: Path) -> _Part:
     facts = _json(folder / "uq4ct.json")
-    evaluations = []
+    seed = facts.get("seed")
+    evaluations = {}
     for path in sorted(folder.glob("evaluations/*/predictions.jsonl")):
         if (path.parent / MANIFEST).is_file():
             verify_manifest(path.parent)
         rows = predictions.read(path)
         if any(row["label"] is not None for row in rows):
             metrics = _complete(_json(path.parent / "metrics.json"), rows)
-            evaluations.append((path.parent.name, metrics, rows))  # "task", or "task.split" for another split
-    rule = folder / "abstain.json"
-    order = {name: place for place, name in enumerate(_order(facts))}
-    evaluations.sort(key=lambda evaluation: (order.get(evaluation[0], len(order)), evaluation[0]))
-    return _Part(
-        str(folder),
-        str(facts.get("method") or folder.name),
-        facts.get("seed"),
-        evaluations,
-        is_run=True,
+            evaluations[path.parent.name] = _member(seed, metrics, rows)  # "task", or "task.split" for another split
+    place = {name: number for number, name in enumerate(_order(facts))}
+    ordered = sorted(evaluations, key=lambda name: (place.get(name, len(place)), name))
+    rule, kept = folder / "abstain.json", folder / "calibration.jsonl"
+    run = RunFacts(
+        label="",
+        seed=seed,
+        folder=str(folder),
         facts=facts,
         environment=_json(folder / "environment.json"),
         log=_log(folder / "training_log.jsonl"),
         finished=(folder / MANIFEST).is_file(),
         rule=AbstainRule.load(rule).describe() if rule.is_file() else "",
+        posthoc=_json(folder / "posthoc.json"),
+        calibration=str(kept) if kept.is_file() else "",
     )
+    base, prompt = _object(facts, "base"), _object(facts, "prompt")
+    names = (facts.get("task"), facts.get("n"), base.get("fingerprint"), prompt.get("hash"), _options(folder))
+    fit = tuple(map(str, names))
+    method = str(facts.get("method") or folder.name)
+    return _Part(str(folder), method, seed, {name: evaluations[name] for name in ordered}, run, fit)
+
+
+def _options(folder: Path) -> str:
+    """Return the configuration of a run without its place and seed: what seeds of one method have in common."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        return ""
+    try:
+        options = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not readable as YAML ({error})") from error
+    kept = {key: value for key, value in options.items() if key != "output"} if isinstance(options, dict) else options
+    return json.dumps(kept, sort_keys=True, default=str)
+
+
+def _object(facts: Json, key: str) -> Json:
+    value = facts.get(key)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _member(seed: Any, metrics: Json, rows: list[Any]) -> Member:
+    """Keep the answers as arrays, and of the texts only those of the surest mistakes."""
+    asked = json.dumps([(row["id"], row["label"]) for row in rows]).encode()
+    wrong = [row for row in rows if row.get("correct") is False and row["probabilities"]]
+    surest = tuple(sorted(wrong, key=lambda row: -row["confidence"])[:MISTAKES])
+    return Member(seed, metrics, Answers.of_rows(rows), hashlib.sha256(asked).hexdigest(), surest)
 
 
 def _complete(metrics: Json, rows: list[Any]) -> Json:
     """Return metrics, computed from the rows where the file lacks some: written by another version, or not at all."""
-    needed = ("n", "accuracy", "ece", "intervals", "bins", "ece_null")
+    needed = ("n", "accuracy", "ece", "intervals", "bins", "ece_null", "predicted_letters", "gold_letters")
     return metrics if all(metrics.get(key) is not None for key in needed) else {**summarize(rows), **metrics}
 
 
@@ -171,24 +216,67 @@ def _order(facts: Json) -> tuple[str, ...]:
     return () if not task else (task, f"{task}-near", f"{task}-far", f"{task}-unanswerable")
 
 
-def _labels(parts: Sequence[_Part]) -> list[str]:
-    """Name each part by its method; add the seed, or at last the place, where that leaves two with one name."""
-    labels = [part.method for part in parts]
-    for more in (lambda part: f" seed {part.seed}" if part.seed is not None else "", lambda part: f" ({part.place})"):
+# ------------------------------------------------------------------------------------------------- seeds of one method
+
+
+def _groups(parts: Sequence[_Part]) -> list[list[_Part]]:
+    """Put the seeds of one method together: same fit, another seed, the same questions on the tasks they share."""
+    groups: list[list[_Part]] = []
+    for part in parts:
+        fitting = (group for group in groups if all(_is_sibling(part, other) for other in group))
+        group = next(fitting, None)
+        groups.append([part]) if group is None else group.append(part)
+    return [
+        sorted(group, key=lambda part: (not isinstance(part.seed, int), str(part.seed).zfill(12))) for group in groups
+    ]
+
+
+def _is_sibling(part: _Part, other: _Part) -> bool:
+    if part.method != other.method or part.fit != other.fit or (part.run is None) != (other.run is None):
+        return False
+    shared = set(part.evaluations) & set(other.evaluations)
+    if part.seed == other.seed or None in (part.seed, other.seed):  # perhaps two files of one method, a task each
+        return part.run is None and part.seed == other.seed and not shared
+    return all(_alike(part.evaluations[task], other.evaluations[task]) for task in shared)
+
+
+def _alike(one: Member, other: Member) -> bool:
+    return one.questions == other.questions and len(one.metrics["bins"]) == len(other.metrics["bins"])
+
+
+def _series(label: str, group: Sequence[_Part], comparison: Comparison | None, say: Say) -> Iterator[Series]:
+    for task in dict.fromkeys(task for part in group for task in part.evaluations):
+        members = tuple(part.evaluations[task] for part in group if task in part.evaluations)
+        known = _known(group[0].method, members, comparison) if group[0].run else None
+        if known is None and len(members) > 1:
+            say(f"intervals over {len(members)} seeds: {label} on {task}")
+        yield Series(label, task, members, known or result_of(members))
+
+
+def _known(method: str, members: Sequence[Member], comparison: Comparison | None) -> Json | None:
+    """Return what a comparison says about these very runs."""
+    facts = members[0].metrics
+    seeds = [member.seed for member in members]
+    for row in comparison.rows("results") if comparison else ():
+        named = (row.get("method"), row.get("task"), row.get("split"), row.get("seeds"))
+        if named == (method, facts.get("task"), facts.get("split"), seeds):
+            return row
+    return None
+
+
+def _labels(groups: Sequence[Sequence[_Part]]) -> list[str]:
+    """Name each group by its method; add the seed, or at last the place, where that leaves two with one name."""
+    labels = [group[0].method for group in groups]
+    for more in (_seed_in_words, lambda group: f" ({group[0].place})"):
         labels = [
-            label + more(part) if _clash(label, part, labels, parts) else label
-            for label, part in zip(labels, parts, strict=True)
+            label + more(group) if labels.count(label) > 1 else label
+            for label, group in zip(labels, groups, strict=True)
         ]
     return labels
 
 
-def _clash(label: str, part: _Part, labels: Sequence[str], parts: Sequence[_Part]) -> bool:
-    """Tell whether another part of this name is evaluated on one of the same tasks, or is a run too."""
-    tasks = {task for task, _, _ in part.evaluations}
-    return any(
-        other is not part and name == label and (tasks & {task for task, _, _ in other.evaluations} or other.is_run)
-        for name, other in zip(labels, parts, strict=True)
-    )
+def _seed_in_words(group: Sequence[_Part]) -> str:
+    return f" seed {group[0].seed}" if len(group) == 1 and group[0].seed is not None else ""
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def _cells(results: Sequence[Json]) -> tuple[list[str], list[list[str]]]:
             value = result.get(column.key)
             row.append("-" if value is None else column.show(value))
             row += [null_range(result)] if column.key == "ece" else []
-        rows.append([_one_line(cell) for cell in row])
+        rows.append([one_line(cell) for cell in row])
     return header, rows
 
 
@@ -122,7 +122,7 @@ def _csv(results: Sequence[Json]) -> str:
     null = ("ece_null_mean", "ece_null_p95")
     writer.writerow([*plain, *(part for key in keys for part in (key, f"{key}_low", f"{key}_high")), *null])
     for result in results:
-        cells = [_harmless(result.get(key)) for key in plain]
+        cells = [spreadsheet_text(result.get(key)) for key in plain]
         for key in keys:
             low, high = (result.get("intervals") or {}).get(key) or (None, None)
             cells += [result.get(key), low, high]
@@ -131,11 +131,15 @@ def _csv(results: Sequence[Json]) -> str:
     return buffer.getvalue()
 
 
-def _harmless(value: Any) -> Any:
-    """Quote text that a spreadsheet would run as a formula."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@\t\r" else value
+def spreadsheet_text(value: Any) -> Any:
+    """Quote text that a spreadsheet would run as a formula, and leave numbers as they are.
+
+    >>> spreadsheet_text("=cmd()"), spreadsheet_text(-1.5)
+    ("'=cmd()", -1.5)
+    """
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
 
 
-def _one_line(text: str) -> str:
-    """Drop line breaks and control characters, which could rewrite a terminal."""
-    return "".join(character if character.isprintable() else " " for character in text)
+def one_line(text: str) -> str:
+    """Replace line breaks and control characters, which could rewrite a terminal or end a comment, by spaces."""
+    return "".join(character if character.isprintable() else " " for character in str(text))

@@ -1,0 +1,1 @@
+"""Measurements of this project, kept beside its tests: nothing here is imported by the package."""

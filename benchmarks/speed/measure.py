@@ -1,0 +1,88 @@
+"""Compare the time of several pieces of work on a busy machine: interleaved rounds, ratios within a round, medians.
+
+A round runs every arm once in order and once in reverse (A B B A), so that a drift of the machine's speed meets all
+arms alike. A ratio is formed within a round and only then summarised. Process CPU time stands beside wall time: with
+one thread it hardly notices what the neighbours do.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+Work = Callable[[], Any]
+
+
+class Round(NamedTuple):
+    """Hold the seconds that each arm took in one round, both ways together."""
+
+    wall: dict[str, float]
+    cpu: dict[str, float]
+
+
+class Ratio(NamedTuple):
+    """A median of per-round ratios and its 95 % bootstrap interval over rounds."""
+
+    median: float
+    low: float
+    high: float
+
+
+def rounds(arms: Mapping[str, Work], number: int, warm_up: int = 1, device: str = "cpu") -> list[Round]:
+    """Return ``number`` rounds of all arms, after ``warm_up`` runs of each that do not count."""
+    for work in arms.values():
+        for _ in range(warm_up):
+            work()
+    measured = []
+    for _ in range(number):
+        wall, cpu = dict.fromkeys(arms, 0.0), dict.fromkeys(arms, 0.0)
+        for name in [*arms, *reversed(arms)]:
+            gc.collect()
+            _wait(device)
+            started, started_cpu = time.perf_counter(), time.process_time()
+            arms[name]()
+            _wait(device)
+            wall[name] += time.perf_counter() - started
+            cpu[name] += time.process_time() - started_cpu
+        measured.append(Round(wall, cpu))
+    return measured
+
+
+def ratio(measured: Sequence[Round], arm: str, against: str, clock: str = "wall", draws: int = 2000) -> Ratio:
+    """Return the median over rounds of the time of ``arm`` over that of ``against``, with its interval.
+
+    >>> ratio([Round({"a": 3.0, "b": 2.0}, {})] * 4, "a", "b")
+    Ratio(median=1.5, low=1.5, high=1.5)
+    """
+    ratios = np.array([getattr(one, clock)[arm] / getattr(one, clock)[against] for one in measured])
+    drawn = np.random.default_rng(0).integers(len(ratios), size=(draws, len(ratios)))
+    low, high = np.quantile(np.median(ratios[drawn], axis=1), [0.025, 0.975])
+    return Ratio(*(round(float(value), 4) for value in (np.median(ratios), low, high)))
+
+
+def seconds(measured: Sequence[Round], arm: str, clock: str = "wall") -> float:
+    """Return the median seconds of one run of an arm."""
+    return float(np.median([getattr(one, clock)[arm] for one in measured])) / 2
+
+
+def against(measured: Sequence[Round], reference: str) -> dict[str, dict[str, Any]]:
+    """Return for every arm its seconds and its ratios to ``reference`` on both clocks."""
+    return {
+        arm: {
+            "seconds": round(seconds(measured, arm), 5),
+            "cpu_seconds": round(seconds(measured, arm, "cpu"), 5),
+            "wall": ratio(measured, arm, reference),
+            "cpu": ratio(measured, arm, reference, "cpu"),
+        }
+        for arm in measured[0].wall
+    }
+
+
+def _wait(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize()
