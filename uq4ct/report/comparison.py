@@ -27,9 +27,13 @@ Draws = Mapping[str, Mapping[str, np.ndarray]]  # by method and metric: (resampl
 
 AT_ONCE = 64  # resamples: a block of them and of 2,000 questions stays in the processor's cache
 # What a mean can be at all, where it is bounded: few seeds make intervals that would reach beyond.
-SHARES = ("accuracy", "auroc", "aurc", "augrc", "feu_auroc", "feu", "confidence", "letter_mass", "truth_gap")
-BOUNDS = {"nll": (0.0, np.inf), "excess_log_loss": (0.0, np.inf), "brier": (0.0, 2.0), "signed_gap": (-1.0, 1.0)}
-BOUNDS |= dict.fromkeys(SHARES, (0.0, 1.0))
+SHARES = (
+    *("accuracy", "accuracy_at_80", "brier_top", "confidence", "letter_mass", "truth_gap", "feu"),
+    *("auroc", "feu_auroc", "epistemic_auroc", "aupr_right", "aupr_wrong", "aurc", "eaurc", "augrc"),
+)
+NATS = ("nll", "excess_log_loss", "total_uncertainty", "aleatoric", "epistemic")
+BOUNDS = {"brier": (0.0, 2.0), "signed_gap": (-1.0, 1.0), "prr": (-np.inf, 1.0)}
+BOUNDS |= dict.fromkeys(SHARES, (0.0, 1.0)) | dict.fromkeys(NATS, (0.0, np.inf))
 
 
 def compare(scored: Sequence[Scored], seeds: int, settings: Settings, baseline: str | None) -> dict[str, Any]:
@@ -121,7 +125,7 @@ def _over_seeds(runs: Sequence[Answered], draws: Mapping[str, np.ndarray], seeds
         **{metric.name: float(np.mean(values[metric.name])) if metric in defined else None for metric in METRICS},
         "sd": {metric.name: float(np.std(values[metric.name], ddof=1)) if whole else None for metric in defined},
         "item_sd": {name: mean.item_sd for name, mean in means.items()},
-        "intervals": {metric.name: _interval(metric, means.get(metric.name)) for metric in defined},
+        "intervals": {metric.name: interval_of(metric, means.get(metric.name)) for metric in defined},
         "values": values,
         "ece_null": null,
         "calibrated": ece <= null["high"],  # not distinguishable from: ECE within what calibrated models show
@@ -130,7 +134,7 @@ def _over_seeds(runs: Sequence[Answered], draws: Mapping[str, np.ndarray], seeds
     }
 
 
-def _interval(metric: Metric, mean: OverSeeds | None) -> list[float] | None:
+def interval_of(metric: Metric, mean: OverSeeds | None) -> list[float] | None:
     """Return the interval of a mean within what the metric can be; None where no resample has a value."""
     calibration_error = metric.interval == "pivotal"
     bounds = (0.0, 1.0) if calibration_error else BOUNDS.get(metric.name, (-np.inf, np.inf))

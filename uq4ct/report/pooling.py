@@ -12,7 +12,7 @@ from uq4ct.metrics.answers import Metric, Settings, Undefined
 from uq4ct.metrics.intervals import bootstrap_weights
 from uq4ct.metrics.paired import over_seeds
 from uq4ct.metrics.summary import METRICS
-from uq4ct.report.comparison import AT_ONCE, BOUNDS
+from uq4ct.report.comparison import AT_ONCE, interval_of
 from uq4ct.report.material import Json, Member
 
 
@@ -41,14 +41,13 @@ def result_of(members: Sequence[Member]) -> dict[str, Any]:
         for metric in defined
         if np.isfinite(draws[metric.name].mean(axis=1)).any()
     }
-    bounds = {name: BOUNDS.get(name, (0.0, 1.0)) for name in means}
     ends = ("mean", "low", "high", "p95")
     return {
         **known,
         **{metric.name: float(np.mean(values[metric.name])) if metric in defined else None for metric in METRICS},
         "sd": {name: mean.seed_sd for name, mean in means.items()},
         "item_sd": {name: mean.item_sd for name, mean in means.items()},
-        "intervals": {name: np.clip(mean.interval, *bounds[name]).tolist() for name, mean in means.items()},
+        "intervals": {metric.name: interval_of(metric, means.get(metric.name)) for metric in defined},
         "ece_null": {end: float(np.mean([each["ece_null"][end] for each in found])) for end in ends},
         "reasons": {key: reason for each in found for key, reason in (each.get("reasons") or {}).items()},
     }
