@@ -7,7 +7,7 @@ READY := .venv/ready
 TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help install demo test test-all check docs-errors clean
+.PHONY: help install demo test test-all check bench docs-errors clean
 
 help: ## Say what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -37,6 +37,9 @@ check: $(READY) ## Lint, check types and the direction of imports
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+bench: $(READY) ## Time and weigh the mixture beside plain LoRA; write docs/speed.md (half an hour, best on a quiet machine)
+	@$(BIN)/python -m benchmarks.speed
 
 docs-errors: $(READY) ## Write docs/errors.md, the messages for bad input, from real runs
 	@OMP_NUM_THREADS=1 $(BIN)/python docs/errors.py
