@@ -470,6 +470,16 @@ def test_a_compiled_model_with_a_recorder_has_no_graph_break_and_the_same_gradie
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
+def test_a_compiled_layer_has_no_graph_break_where_it_drops_inputs():
+    model = adapted(lora_dropout=0.5).train()
+    module = model.base_model.model.model.layers[0].mlp
+    hidden = torch.randn(2, 5, 16)
+    torch._dynamo.reset()
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    assert not torch.equal(compiled(hidden), compiled(hidden))
+    torch._dynamo.reset()
+
+
 @pytest.mark.parametrize("routing", ROUTINGS)
 def test_a_compiled_layer_has_no_graph_break_and_records(routing):
     model = adapted(routing)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from uq4ct.manifest import CorruptFolder
 from uq4ct.posthoc.abstain import AbstainRule
 from uq4ct.runs import Run, claimed, hold
 from uq4ct.scoring import score_all
+from uq4ct.types import Prediction
 
 ROWS = [
     {
@@ -363,3 +366,20 @@ def test_the_digest_of_the_code_covers_a_methods_own_files_and_not_those_of_othe
     assert len(set(digests)) == 4
     own = {file.name for file in runs._imported(runs.Path(runs.__file__).parent / "methods" / "lora.py")}
     assert own == {"base.py", "__init__.py"}
+
+
+def test_predictions_that_two_processes_want_at_once_are_made_once(tmp_path):
+    made: list[int] = []
+
+    def predict() -> Prediction:
+        made.append(1)
+        time.sleep(0.3)
+        return Prediction(("a",), np.log([[[0.75, 0.25]]]), np.array([[True, True]]))
+
+    def want(_: int) -> Prediction:
+        return evaluating.shelved(tmp_path / "store" / "x.npz", ["a"], predict)
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(want, range(4)))
+    assert len(made) == 1
+    assert all(np.array_equal(each.logits, found[0].logits) for each in found)

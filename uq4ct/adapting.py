@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import math
 import os
 import shutil
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from uq4ct.encoders import draw_head, with_head
 from uq4ct.errors import UserError, did_you_mean
-from uq4ct.manifest import sha256, write_atomically, write_json
+from uq4ct.manifest import alone, sha256, write_atomically, write_json
 
 if TYPE_CHECKING:
     from uq4ct.losses.objective import Objective
@@ -172,7 +170,7 @@ def train_adapter(
     place = bench.folder if bench.store is None else bench.store / key
     place.mkdir(parents=True, exist_ok=True)
     model = None
-    with _alone(place) if bench.store else contextlib.nullcontext():
+    with alone(place / ".lock", "does the same training") if bench.store else contextlib.nullcontext():
         if not _is_trained(place, key, wanted):
             own = bench
             if bench.store:  # what a killed process left there is its own checkpoint: go on from it
@@ -297,20 +295,6 @@ def _snapshot_folder(place: Path, fraction: float) -> Path:
 
 def _digest(folder: Path) -> str:
     return sha256(folder / "adapter_model.safetensors")
-
-
-@contextlib.contextmanager
-def _alone(place: Path) -> Iterator[None]:
-    """Hold a training of the store; wait while another process does the same one."""
-    with (place / ".lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print("waiting: another process does the same training", file=sys.stderr, flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError:
-            pass  # a file system without locks: at worst the training is done twice
-        yield
 
 
 def _plain(value: Any) -> Any:

@@ -18,7 +18,7 @@ import numpy as np
 from uq4ct import data, predictions
 from uq4ct.answering import UQModel
 from uq4ct.errors import UserError
-from uq4ct.manifest import is_complete, read_manifest, write_atomically, write_json, write_manifest
+from uq4ct.manifest import alone, is_complete, read_manifest, write_atomically, write_json, write_manifest
 from uq4ct.metrics import Answers, summarize
 from uq4ct.posthoc.abstain import AbstainRule
 from uq4ct.runs import RULE, Run, Say, code_digest, hold, to_stderr
@@ -205,19 +205,22 @@ def _raw_identity(run: Run, model: UQModel, questions: data.QuestionSet) -> str:
 
 
 def shelved(path: Path | None, ids: Sequence[str], predict: Callable[[], Prediction]) -> Prediction:
-    """Return the prediction kept at a path, or make it and keep it there; without a path just make it."""
+    """Return the prediction kept at a path, or make it and keep it there; without a path just make it.
+
+    Of several processes that want the same one, the first makes it and the others wait.
+    """
     if path is None:
         return predict()
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return Prediction(tuple(ids), **{name: arrays[name] for name in arrays.files})
-    except (OSError, ValueError, TypeError, zipfile.BadZipFile):  # not there, or not whole
-        prediction = predict()
-    arrays = {name: getattr(prediction, name) for name in ("logits", "mask", "feu", "letter_mass")}
-    content = io.BytesIO()
-    np.savez(content, **{name: array for name, array in arrays.items() if array is not None})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, content.getvalue())
+    with alone(path.with_suffix(".lock"), "makes the same predictions"):
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return Prediction(tuple(ids), **{name: arrays[name] for name in arrays.files})
+        except (OSError, ValueError, TypeError, zipfile.BadZipFile):  # not there, or not whole
+            prediction = predict()
+        arrays = {name: getattr(prediction, name) for name in ("logits", "mask", "feu", "letter_mass")}
+        content = io.BytesIO()
+        np.savez(content, **{name: array for name, array in arrays.items() if array is not None})
+        write_atomically(path, content.getvalue())
     return prediction
 
 

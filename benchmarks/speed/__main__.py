@@ -13,7 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-PARTS = ("floor", "training_step", "memory", "forward", "curves", "scoring", "latency", "ensembles", "command_line")
+PARTS = (
+    *("floor", "training_step", "memory", "forward", "curves", "compiled"),
+    *("scoring", "latency", "ensembles", "command_line"),
+)
 
 
 def main() -> None:

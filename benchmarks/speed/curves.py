@@ -17,7 +17,7 @@ def run(settings: Settings) -> dict[str, Any]:
     shape, rows, tokens, rounds = settings.curves
     one_layer = SHAPES[shape].with_layers(1)
     base = base_model(one_layer, settings.device, settings.dtype)
-    found: dict[str, Any] = {"shape": shape, "rows": rows, "tokens": tokens, "rounds": rounds}
+    found: dict[str, Any] = {"shape": shape, "size": [rows, tokens], "rounds": rounds, "curves": {}}
     for name, reference, points in _curves(rows, tokens):
         steps, saved = {}, {}
         for point, (options, size) in points.items():
@@ -26,7 +26,7 @@ def run(settings: Settings) -> dict[str, Any]:
             steps[point] = arms.training_step(model, batch, arms.CALIBRATED)
             saved[point] = _saved(model, lambda m=model, b=batch: uq4ct_loss(m, b, arms.CALIBRATED).loss)
         measured = measure.rounds(steps, rounds, device=settings.device)
-        found[name] = {
+        found["curves"][name] = {
             "reference": reference,
             "points": {
                 point: {**row, "saved": saved[point]} for point, row in measure.against(measured, reference).items()

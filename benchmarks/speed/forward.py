@@ -48,11 +48,11 @@ def _package(settings: Settings, shape: Shape, rows: int, tokens: int, rounds: i
     """Run the package on an adapter of ours in its format; None where no interpreter was named."""
     if settings.mixlora_python is None:
         return None
-    from uq4ct.adapters.published import export_published
+    from uq4ct.adapters.published import write_published
 
     small = shape.with_layers(1)
     with tempfile.TemporaryDirectory() as folder:
-        export_published(arms.mixture(base_model(small)), Path(folder))
+        write_published(arms.mixture(base_model(small)), Path(folder))
         sizes = {"width": shape.width, "inner": shape.inner, "heads": shape.heads, "key_heads": shape.key_heads}
         request = json.dumps({**sizes, "rows": rows, "tokens": tokens, "rounds": rounds, "adapter": folder})
         script = str(Path(__file__).with_name("mixlora_package.py"))

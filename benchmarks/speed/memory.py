@@ -1,14 +1,13 @@
-"""The memory of one training step: bytes that the graph keeps, the peak of what is allocated, the peak of the process.
+"""The memory of one training step: bytes that the graph keeps, and the peak of what is allocated, in a process per arm.
 
-The first two are exact and the same in every run: storages seen by autograd's hooks for saved tensors, each once,
-weights left out; and the running sum of the allocator's events. The third is what the operating system saw, in a
-process per arm.
+Both are exact and the same in every run: storages seen by autograd's hooks for saved tensors, each once, weights left
+out; and the running sum of the allocator's events. The peak that the operating system sees says nothing of a step:
+making the base model takes more.
 """
 
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 from typing import Any
@@ -86,10 +85,8 @@ def measure_one(
         before = torch.cuda.memory_allocated()
         step()
         return {"saved": _saved(model, loss), "allocated": torch.cuda.max_memory_allocated() - before}
-    before = _process_peak()
     step()
-    process = _process_peak() - before
-    return {"saved": _saved(model, loss), "allocated": _allocated(step), "process": process}
+    return {"saved": _saved(model, loss), "allocated": _allocated(step)}
 
 
 def _saved(model: nn.Module, loss: Any) -> int:
@@ -117,10 +114,6 @@ def _allocated(step: Any) -> int:
         total += event.nbytes()
         most = max(most, total)
     return most
-
-
-def _process_peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 if __name__ == "__main__":

@@ -50,6 +50,8 @@ def keep_mask(shape: Sequence[int], probability: float, device: torch.device) ->
     >>> keep_mask((3, 400), 0.25, torch.device("cpu")).shape
     torch.Size([3, 400])
     """
+    if torch.compiler.is_compiling():
+        return torch.rand(shape, device=device) >= probability  # Dynamo knows no random_, and fuses this
     if device.type != "cpu":
         return torch.empty(shape, dtype=torch.bool, device=device).bernoulli_(1 - probability)
     entries = math.prod(shape)
