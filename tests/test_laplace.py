@@ -19,9 +19,9 @@ from uq4ct.adapting import Bench, TrainConfig
 from uq4ct.errors import UserError
 from uq4ct.laplace import curvature, predictive
 from uq4ct.laplace.curvature import Curvature, fit
-from uq4ct.laplace.factors import SketchedFactor, WholeFactor, memory
+from uq4ct.laplace.factors import SketchedFactor, Spectrum, WholeFactor, memory
 from uq4ct.laplace.linearised import Linearised, lora_weights
-from uq4ct.laplace.posterior import Block, Posterior
+from uq4ct.laplace.posterior import Block, Posterior, _turn_tokens
 from uq4ct.laplace.predictive import GaussianLogits, bridge, gaussian_logits, monte_carlo, probit
 from uq4ct.methods.laplace import PRIORS, Laplace
 from uq4ct.methods.lora import Lora
@@ -791,3 +791,25 @@ def test_laplace_torch_finds_the_same_posterior():
         found = gaussian_logits(model, weights, ours.with_prior(1 / precision), examples, 0)
         torch.testing.assert_close(found.mean, mean.detach())
         torch.testing.assert_close(found.covariance[0], covariance.detach(), rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("tokens", [2, 40], ids=["few tokens", "many tokens"])
+def test_turning_tokens_or_jacobians_gives_the_dense_covariance(tokens):
+    generator = torch.Generator().manual_seed(3)
+    wide, out, variances = 7, 5, (0.3, 20.0)
+    inputs = torch.randn(2, tokens, wide, generator=generator, dtype=torch.float64)
+    gradients = torch.randn(2, 3, tokens, out, generator=generator, dtype=torch.float64)
+    assert _turn_tokens(inputs, gradients) == (tokens == 2)
+    sides = []
+    for side in (wide, out):
+        rows = torch.randn(9, side, generator=generator, dtype=torch.float64)
+        values, basis = torch.linalg.eigh(rows.T @ rows)
+        sides.append(Spectrum(basis, values))
+    found = Block(*sides).covariance(inputs, gradients, variances)
+    dense_in, dense_out = (side.basis * side.values @ side.basis.T for side in sides)
+    curvature = torch.kron(dense_out, dense_in)
+    jacobian = torch.einsum("nkto,ntw->nkow", gradients, inputs).flatten(2)
+    for at, variance in enumerate(variances):
+        precision = curvature + torch.eye(len(curvature), dtype=torch.float64) / variance
+        expected = jacobian @ torch.linalg.solve(precision, jacobian.mT)
+        torch.testing.assert_close(found[at], expected, rtol=1e-9, atol=1e-12)

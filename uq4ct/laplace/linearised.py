@@ -152,13 +152,6 @@ class Linearised:
         return full
 
 
-def jacobian(
-    inputs: Float[Tensor, "item token in"], gradients: list[Float[Tensor, "item token out"]]
-) -> Float[Tensor, "item choice out in"]:
-    """Return the gradients of every item's choice logits with respect to one weight, in float64."""
-    return torch.stack([gradient.mT @ inputs for gradient in gradients], dim=1).double()
-
-
 @contextmanager
 def _recorded(weights: Mapping[str, nn.Linear]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
     """Yield the dict that the forward passes inside fill with (input, output) of every weight."""

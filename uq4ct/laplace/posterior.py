@@ -35,23 +35,38 @@ class Block(NamedTuple):
         return torch.outer(self.outputs.values, self.inputs.values)
 
     def covariance(
-        self, jacobian: Float[Tensor, "item choice out in"], variances: Sequence[float]
+        self,
+        inputs: Float[Tensor, "item token in"],
+        gradients: Float[Tensor, "item choice token out"],
+        variances: Sequence[float],
     ) -> Float[Tensor, "variance item choice choice"]:
         """Return J P^-1 J^T for each prior variance, as a sum of squares: never less than zero.
 
-        Along eigenvector i the weights' variance is s2 / (1 + s2 h_i), outside of those that were kept it is s2.
+        J_k is the sum over tokens of g_k x^T. Along eigenvector i the weights' variance is s2 / (1 + s2 h_i), outside
+        of those that were kept it is s2. Eigenvectors are met in the precision of the arguments, squares are in float64.
         """
-        outputs, inputs = (side.basis.to(jacobian) for side in (self.outputs, self.inputs))
-        along = outputs.T @ jacobian @ inputs
+        left, right = (side.basis.to(inputs) for side in (self.outputs, self.inputs))
         outside = torch.zeros(())
-        if not (self.outputs.complete and self.inputs.complete):
-            rest = (jacobian - outputs @ along @ inputs.T).flatten(2)
-            outside = rest @ rest.mT
-        along, curvature = along.flatten(2), self.eigenvalues.flatten().to(jacobian)
+        complete = self.outputs.complete and self.inputs.complete
+        if complete and _turn_tokens(inputs, gradients):
+            along = (gradients @ left).mT @ (inputs @ right)[:, None]
+        else:
+            jacobian = gradients.mT @ inputs[:, None]
+            along = left.T @ jacobian @ right
+            if not complete:
+                rest = (jacobian - left @ along @ right.T).flatten(2).double()
+                outside = rest @ rest.mT
+        along, curvature = along.flatten(2).double(), self.eigenvalues.flatten().to(along.device)
         return torch.stack([
             variance * outside + (along * (variance / (1 + variance * curvature))) @ along.mT
             for variance in variances
         ])  # fmt: skip
+
+
+def _turn_tokens(inputs: Tensor, gradients: Tensor) -> bool:
+    """Return whether turning every token into the eigenvectors is less work than turning the Jacobians."""
+    (_, tokens, wide), (_, choices, _, out) = inputs.shape, gradients.shape
+    return tokens * (wide**2 + choices * out**2) < choices * out * wide * (out + wide)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from uq4ct.adapters.noise import uniform
 from uq4ct.laplace.curvature import item_keys
-from uq4ct.laplace.linearised import Linearised, jacobian
+from uq4ct.laplace.linearised import Linearised
 from uq4ct.laplace.posterior import Posterior
 from uq4ct.scoring import Batch, Example, in_batches, length
 
@@ -147,8 +147,8 @@ def _covariance(
     choices = at.logits.shape[1]
     total = at.logits.new_zeros(len(variances), len(at.logits), choices, choices, dtype=torch.float64)
     for number, (name, inputs) in enumerate(zip(names, at.inputs, strict=True)):
-        of_weight = jacobian(inputs, [of_choice[number] for of_choice in gradients])
-        total += posterior.blocks[name].covariance(of_weight, variances)
+        of_weight = torch.stack([of_choice[number] for of_choice in gradients], dim=1)
+        total += posterior.blocks[name].covariance(inputs, of_weight, variances)
     return total
 
 
