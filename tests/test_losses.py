@@ -334,6 +334,29 @@ def test_calibrating_the_confidence_leaves_the_router_alone_and_records_feu():
     assert not unweighted.calibration.requires_grad
 
 
+@pytest.mark.parametrize("reduction", ["mass", "top1"])
+def test_feu_may_follow_the_probability_of_the_right_choice_or_mix_it_with_a_guess(reduction):
+    choice_logits, normalizer, answer, _, mask = scored_case()
+    logits = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(4), dtype=torch.float64, requires_grad=True)
+    choice_logits.requires_grad_()
+    case = (choice_logits, normalizer, answer, [route(logits, 2)], mask)
+    feu = Objective(1.0, feu_reduction=reduction).terms(*case).feu.tolist()
+    gold = [math.e**2 / (math.e**2 + math.e + 1), 1 - 1 / (1 + math.exp(-1))]
+    soft = Objective(1.0, feu_reduction=reduction, calibration_target="probability").terms(*case).calibration
+    assert soft.tolist() == pytest.approx([(p - f) ** 2 for p, f in zip(gold, feu, strict=True)], abs=1e-12)
+    mixed = Objective(1.0, feu_reduction=reduction, calibration_target="mixture").terms(*case).calibration
+    floor = 0.5 if reduction == "mass" else 0.25  # two of four experts
+    shares = [(f - floor) / (1 - floor) for f in feu]
+    expected = [-math.log(a * p + (1 - a) / k) for a, p, k in zip(shares, gold, (3, 2), strict=True)]
+    assert mixed.tolist() == pytest.approx(expected, abs=1e-12)
+    for loss in (soft, mixed):
+        on_router, on_choices = torch.autograd.grad(
+            loss.sum(), (logits, choice_logits), retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        assert (on_router != 0).any()
+        assert (on_choices == 0).all()  # neither may make the answer surer or less sure
+
+
 def test_label_smoothing_reaches_the_objective():
     case = scored_case()
     for kind, normalizer in (("choices", None), ("vocabulary", case[1])):

@@ -35,13 +35,13 @@ from training_runs import (
 )
 from training_toys import llama, mixture, questions
 
-from uq4ct.batches import EffectiveBatches
+from uq4ct.batches import EffectiveBatches, held_out
 from uq4ct.checkpoints import last_good_checkpoint
 from uq4ct.errors import UserError
 from uq4ct.interruption import StopSignal
 from uq4ct.losses.objective import Objective
 from uq4ct.manifest import CorruptFolder
-from uq4ct.scoring import collate, uq4ct_loss
+from uq4ct.scoring import collate, score, uq4ct_loss
 from uq4ct.training import CalibratedTrainer, Diverged, Interrupted
 
 
@@ -160,6 +160,47 @@ def test_the_first_update_is_the_gradient_of_the_bare_loss(tmp_path):
     uq4ct_loss(reference, collate(examples, 0), CALIBRATED).loss.backward()
     gradient = torch.cat([p.grad.flatten() for p in reference.parameters() if p.requires_grad])
     assert relative((before - flat(model)) / 0.05, gradient) < 1e-9
+
+
+@pytest.mark.parametrize("which", ["rotating", "apart"])
+def test_questions_held_out_train_the_calibration_and_the_others_the_answer(tmp_path, which):
+    """However the batch is cut up, each term is the mean over its own examples."""
+    objective = Objective(1.0, 0.0, calibration_questions=which, held_out=0.25)
+    examples, reference = questions(8), mixture(dtype=torch.float64)
+    held = held_out(8, 0.25, 3, epoch=0 if which == "rotating" else None)
+    terms = Objective(1.0, 0.0).terms(*_scored(reference, examples))
+    (terms.answer[~held].mean() + terms.calibration[held].mean()).backward()
+    gradient = torch.cat([p.grad.flatten() for p in reference.parameters() if p.requires_grad])
+    for micro in (8, 2):
+        model = mixture(dtype=torch.float64)
+        before = flat(model)
+        run(
+            tmp_path / str(micro), model, examples, per_device_train_batch_size=micro, max_steps=1, seed=3,
+            gradient_accumulation_steps=8 // micro, optim="sgd", learning_rate=0.05, lr_scheduler_type="constant",
+            max_grad_norm=0.0, objective=objective,
+        )  # fmt: skip
+        assert relative((before - flat(model)) / 0.05, gradient) < 1e-9
+
+
+def _scored(model, examples):
+    batch = collate(examples, 0)
+    scores = score(model, batch)
+    return *scores[:2], batch["answer"], *scores[2:4]
+
+
+def test_parts_take_turns_until_every_question_was_held_out():
+    parts = torch.stack([held_out(23, 0.2, seed=9, epoch=epoch) for epoch in range(5)])
+    assert (parts.sum(dim=0) == 1).all()
+    assert parts.sum(dim=1).tolist() == [5, 5, 4, 5, 4]
+    assert torch.equal(held_out(23, 0.2, 9, epoch=5), parts[0])
+    assert torch.equal(held_out(23, 0.2, 9), parts[0])
+    assert not torch.equal(held_out(23, 0.2, 10), parts[0])
+
+
+def test_a_loop_of_ones_own_is_told_that_it_cannot_hold_questions_out():
+    objective = Objective(1.0, 0.01, calibration_questions="rotating")
+    with pytest.raises(ValueError, match="calibration_questions 'rotating' needs CalibratedTrainer"):
+        uq4ct_loss(mixture(), collate(questions(2), 0), objective)
 
 
 def test_beta_zero_is_training_by_cross_entropy_and_balance_alone(tmp_path):

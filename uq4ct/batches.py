@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -66,6 +67,19 @@ class EffectiveBatches(Sampler[list[int]]):
         digest = hashlib.sha256(f"{self.seed}/{self.epoch}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
         return torch.randperm(self.total, generator=generator).tolist()
+
+
+def held_out(examples: int, share: float, seed: int, epoch: int | None = None) -> Bool[Tensor, " examples"]:
+    """Mark the examples that are held out in an epoch: parts that take turns, or for None the same ones in all epochs.
+
+    >>> [held_out(10, 0.2, seed=1, epoch=epoch).sum().item() for epoch in range(3)]
+    [2, 2, 2]
+    """
+    parts = round(1 / share)
+    digest = hashlib.sha256(f"held out/{seed}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    part = torch.randperm(examples, generator=generator) * parts // examples
+    return part == (0 if epoch is None else epoch % parts)
 
 
 def loader(

@@ -66,8 +66,11 @@ def uq4ct_loss(
     """Return the UQ4CT loss of one collated batch, for training loops of your own; ``step`` counts completed updates.
 
     Every term is the mean over this batch. With gradient accumulation or several processes weigh each batch by its
-    share of the examples, as ``CalibratedTrainer`` does.
+    share of the examples, as ``CalibratedTrainer`` does. Raises ValueError for an objective whose calibration needs
+    questions of its own, which a batch does not tell.
     """
+    if objective.calibration_questions != "all":
+        raise ValueError(f"calibration_questions '{objective.calibration_questions}' needs CalibratedTrainer")
     scores = score(model, batch)
     terms = objective.terms(*scores[:2], batch["answer"], *scores[2:4], item=scores.item)
     answer, zero = terms.answer.mean(), terms.answer.new_zeros(())

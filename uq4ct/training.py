@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers.trainer_utils import TrainOutput
 
 from uq4ct.adapters.router import Routed
-from uq4ct.batches import EffectiveBatches, check_examples, fingerprint, loader
+from uq4ct.batches import EffectiveBatches, check_examples, fingerprint, held_out, loader
 from uq4ct.checkpoints import (
     checkpoints,
     discard,
@@ -116,6 +116,7 @@ class CalibratedTrainer(transformers.Trainer):
         self._stop = StopSignal()
         self._stopping = 0  # the signal that all processes agreed to follow
         self._rows: list[int] = []
+        self._shares: tuple[Tensor, ...] = ()  # of this update: examples of the answer loss, and of calibration alone
         self._saved = -1
         self.add_callback(_Hooks(self))
         if self.args.disable_tqdm:
@@ -148,11 +149,23 @@ class CalibratedTrainer(transformers.Trainer):
         """Return the micro-batches of the next update and its number of examples over all of them and all processes."""
         batches = [next(epoch_iterator) for _ in range(num_batches)]
         self._rows = torch.cat([batch["row"] for batch in batches]).tolist()
-        examples = torch.stack([(batch["row"] >= 0).sum() for batch in batches]).to(device)
-        examples = self._sum_over_ranks(examples)
+        held = self._held_out()
+        for batch in batches:
+            batch["held_out"] = held[batch["row"]]
+        counts = [((batch["row"] >= 0).sum(), (batch["held_out"] & (batch["row"] >= 0)).sum()) for batch in batches]
+        examples, of_calibration = self._sum_over_ranks(torch.tensor(counts).to(device)).T
         for batch, number in zip(batches, examples, strict=True):
             batch["micro_step_examples"] = number
+        self._shares = (examples.sum() - of_calibration.sum(), of_calibration.sum())
         return batches, examples.sum()
+
+    def _held_out(self) -> Tensor:
+        """Mark the examples that train the calibration alone in this epoch."""
+        objective = self.objective
+        if objective.calibration_questions == "all":
+            return torch.zeros(len(self._examples), dtype=torch.bool)
+        epoch = self.batches.epoch if objective.calibration_questions == "rotating" else None
+        return held_out(len(self._examples), objective.held_out, self._data_seed, epoch)
 
     # ---- loss
 
@@ -166,13 +179,22 @@ class CalibratedTrainer(transformers.Trainer):
         """Return this micro-batch's part of the loss (Eq. 11): parts of all micro-batches and processes sum to it."""
         batch = dict(inputs)
         real, micro_step_examples = batch.pop("row") >= 0, batch.pop("micro_step_examples")
+        held = batch.pop("held_out")
         scores = score(model, batch)
         shared = self._sum_over_ranks if self.args.world_size > 1 else None
         terms = self.objective.terms(*scores[:2], batch["answer"], *scores[2:4], real, shared, scores.item)
         zero = terms.answer.new_zeros(())
         # a filler weighs nothing; where() and not a product, so that nothing of it can leak
-        answer = torch.where(real, terms.answer, 0.0).sum()
-        calibration = zero if terms.calibration is None else torch.where(real, terms.calibration, 0.0).sum()
+        answer = torch.where(real & ~held, terms.answer, 0.0).sum()
+        calibration = zero
+        if terms.calibration is not None:
+            counts = real if self.objective.calibration_questions == "all" else real & held
+            calibration = torch.where(counts, terms.calibration, 0.0).sum()
+        if self.objective.calibration_questions != "all":  # each term over its own examples, as if it had them all
+            fitted, apart = (number.clamp(min=1) for number in self._shares)
+            answer, calibration = (
+                part * cast(Tensor, num_items_in_batch) / own for part, own in ((answer, fitted), (calibration, apart))
+            )
         balance = zero if terms.balance is None else terms.balance * micro_step_examples
         # weighed by this part's share of the examples, so that one whole penalty is in each update
         penalty = zero if self.penalty is None else self.penalty(model) * real.sum()

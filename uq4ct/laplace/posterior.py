@@ -43,7 +43,7 @@ class Block(NamedTuple):
         """Return J P^-1 J^T for each prior variance, as a sum of squares: never less than zero.
 
         J_k is the sum over tokens of g_k x^T. Along eigenvector i the weights' variance is s2 / (1 + s2 h_i), outside
-        of those that were kept it is s2. Eigenvectors are met in the precision of the arguments, squares are in float64.
+        of those that were kept it is s2. Turned in the precision of the arguments, squared in float64.
         """
         left, right = (side.basis.to(inputs) for side in (self.outputs, self.inputs))
         outside = torch.zeros(())

@@ -16,6 +16,7 @@ from uq4ct.losses.checks import require
 FeuReduction = Literal["mass", "top1", "vector"]
 FeuTokens = Literal["prompt", "last"]
 Schedule = Literal["constant", "incremental"]
+Target = Literal["indicator", "probability", "mixture"]
 
 
 def functional_uncertainty(
@@ -71,11 +72,14 @@ always 1 and trains nothing; pass LayerRouting.kept as the router recorded it
 
 
 def calibration_loss(
-    feu: Float[Tensor, " batch *expert"], correct: Bool[Tensor, " batch"], reduction: Reduction = "mean"
+    feu: Float[Tensor, " batch *expert"],
+    correct: Bool[Tensor, " batch"] | Float[Tensor, " batch"],
+    reduction: Reduction = "mean",
 ) -> Float[Tensor, "*batch"]:
     """Return Eq. 10, L_cal: the squared distance of FEU from the correctness indicator, which is detached.
 
-    A ``vector`` FEU is compared with the broadcast indicator and summed over experts, up to N times larger.
+    A probability of being right may stand in for the indicator. A ``vector`` FEU is compared with the broadcast
+    indicator and summed over experts, up to N times larger.
 
     >>> calibration_loss(torch.tensor([0.75, 0.75]), torch.tensor([True, False]), reduction="none").tolist()
     [0.0625, 0.5625]
@@ -85,6 +89,27 @@ def calibration_loss(
     if feu.dim() == 1:
         return reduce((correct.detach().to(feu.dtype) - feu) ** 2, reduction)
     return reduce(((correct.detach().to(feu.dtype)[:, None] - feu) ** 2).sum(dim=-1), reduction)
+
+
+def mixture_loss(
+    feu: Float[Tensor, " batch"],
+    gold: Float[Tensor, " batch"],
+    choices: Int[Tensor, " batch"],
+    floor: Float[Tensor, ""] | float,
+    reduction: Reduction = "mean",
+) -> Float[Tensor, "*batch"]:
+    """Return -log(a p + (1 - a) / K): the log loss of an answer that FEU mixes with a guess among K choices.
+
+    ``gold`` is the probability p of the right choice, detached, and a = (FEU - floor) / (1 - floor) with ``floor`` the
+    smallest value that FEU can have. Not in the paper: where Eq. 10 asks FEU to equal the indicator, this asks it to be
+    high where the answer is better than a guess, by as much as it is.
+
+    >>> loss = mixture_loss(torch.tensor([1.0, 0.25]), torch.tensor([0.5, 0.5]), torch.tensor([4, 4]), 0.25, "none")
+    >>> (-loss).exp().tolist()
+    [0.5, 0.25]
+    """
+    share = ((feu - floor) / (1 - floor)).clamp(0.0, 1.0)
+    return reduce(-(share * gold.detach() + (1 - share) / choices).log(), reduction)
 
 
 def schedule(kind: Schedule, step: int) -> float:
@@ -124,9 +149,7 @@ def _last(mask: Bool[Tensor, "batch token"]) -> Bool[Tensor, "batch token"]:
     return mask & (from_the_end == 1)
 
 
-def _mean_over_rows(
-    values: Float[Tensor, " row *expert"], item: Int[Tensor, " row"]
-) -> Float[Tensor, " item *expert"]:
+def _mean_over_rows(values: Float[Tensor, " row *expert"], item: Int[Tensor, " row"]) -> Float[Tensor, " item *expert"]:
     rows = item.bincount()
     total = values.new_zeros(len(rows), *values.shape[1:]).index_add(0, item, values)
     return total / rows.to(values.dtype).reshape(-1, *[1] * (values.dim() - 1))

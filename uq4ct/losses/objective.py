@@ -17,14 +17,18 @@ from uq4ct.losses.calibration import (
     FeuReduction,
     FeuTokens,
     Schedule,
+    Target,
     calibration_loss,
     functional_uncertainty,
+    mixture_loss,
     schedule,
 )
 
 AnswerLoss = Literal["choices", "vocabulary"]
 Calibrated = Literal["feu", "confidence"]
+Questions = Literal["all", "rotating", "apart"]
 Number = TypeVar("Number", float, Tensor)
+_SCALARS = (("feu", "mass"), ("feu", "top1"))
 
 
 class Terms(NamedTuple):
@@ -50,6 +54,12 @@ class Objective:
     choice (over the item's own choices) in place of FEU, which separates the idea of the paper from that of any loss on
     correctness. It needs no router. ``label_smoothing`` as in ``answer_loss``.
 
+    Not in the paper: ``calibration_target="probability"`` compares FEU with the probability of the right choice in
+    place of the indicator, ``"mixture"`` is ``mixture_loss``. And since questions that the answer loss was trained on
+    are answered better than new ones, ``calibration_questions="apart"`` keeps the share ``held_out`` of them for L_cal
+    alone, ``"rotating"`` another share in each epoch, so that in the long run every question trains both; only a
+    trainer can know which these are.
+
     >>> uq4ct = Objective(calibration_weight=1.0, balance_weight=0.01, calibration_schedule="incremental")
     >>> uq4ct.combine(answer=0.5, balance=1.0, calibration=0.2, step=25)                  # 0.5 + 0.01 + 0.5 * 0.2
     0.61
@@ -66,6 +76,9 @@ class Objective:
     feu_reduction: FeuReduction = "mass"
     feu_tokens: FeuTokens = "prompt"
     calibration_schedule: Schedule = "constant"
+    calibration_target: Target = "indicator"
+    calibration_questions: Questions = "all"
+    held_out: float = 0.2
     balance_counts: BalanceCounts = "first"
     balance_scope: BalanceScope = "layer"
     balance_probabilities: BalanceProbabilities = "full"
@@ -79,6 +92,13 @@ class Objective:
                 raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
         if self.label_smoothing >= 1:
             raise ValueError(f"label_smoothing: expected a number below 1, got {self.label_smoothing!r}")
+        if self.calibration_questions != "all" and not 0 < self.held_out <= 0.5:
+            raise ValueError(f"held_out: expected a share above 0 and up to 0.5, got {self.held_out!r}")
+        if self.calibration_target != "indicator" and (self.calibrated, self.feu_reduction) not in _SCALARS:
+            raise ValueError(
+                f"calibration_target '{self.calibration_target}' is for FEU as one number; set calibrated='feu' and "
+                "feu_reduction 'mass' or 'top1'"
+            )
 
     @property
     def needs_router(self) -> bool:
@@ -126,7 +146,7 @@ class Objective:
         calibration = None
         if confidence is not None:
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.calibration_weight > 0):
-                calibration = calibration_loss(confidence, correct, "none")
+                calibration = self._calibration(confidence, correct, choice_logits, answer, routing)
         if not routing:
             return Terms(nll, calibration, None, correct, None)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.balance_weight > 0):
@@ -135,6 +155,22 @@ class Objective:
             readings = (self.balance_counts, self.balance_scope, self.balance_probabilities)
             balance = balance_loss(routing, routing_mask, *readings, sum_over_ranks)
         return Terms(nll, calibration, balance, correct, recorded)
+
+    def _calibration(
+        self,
+        confidence: Tensor,
+        correct: Tensor,
+        choice_logits: Tensor,
+        answer: Tensor,
+        routing: Sequence[LayerRouting],
+    ) -> Float[Tensor, " batch"]:
+        if self.calibration_target == "indicator":
+            return calibration_loss(confidence, correct, "none")
+        gold = choice_logits.detach().softmax(dim=-1).gather(-1, answer[:, None]).squeeze(-1)
+        if self.calibration_target == "probability":
+            return calibration_loss(confidence, gold, "none")
+        choices = (~choice_logits.isneginf()).sum(dim=-1)
+        return mixture_loss(confidence, gold, choices, _smallest(routing, self.feu_reduction), "none")
 
     def _feu(
         self, routing: Sequence[LayerRouting], mask: Bool[Tensor, "row token"], item: Int[Tensor, " row"] | None
@@ -146,3 +182,10 @@ class Objective:
         with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
             feu = functional_uncertainty(routing, mask, self.feu_reduction, self.feu_tokens, item)
         return feu, (feu.sum(dim=-1) if feu.dim() == 2 else feu).detach()  # a vector sums to the mass
+
+
+def _smallest(routing: Sequence[LayerRouting], reduction: FeuReduction) -> Float[Tensor, ""]:
+    """Return the least that FEU can be: k/N of the mass, 1/N of the largest probability, averaged over layers."""
+    experts = [layer.kept.shape[-1] for layer in routing]
+    chosen = [(layer.kept > 0).sum(dim=-1).amax() if reduction == "mass" else 1 for layer in routing]
+    return torch.stack([torch.as_tensor(k / n) for k, n in zip(chosen, experts, strict=True)]).mean().detach()

