@@ -207,9 +207,19 @@ def test_no_neighbour_of_the_feu_fit_is_better():
     fitted = FeuScaling.fit(prediction, answer)
     best = nll(fitted.apply(prediction), answer)
     for level in np.linspace(-0.3, 0.3, 13) + fitted.level:
-        for slope in np.linspace(-0.3, 0.3, 13) + fitted.slope:
+        for slope in np.minimum(np.linspace(-0.3, 0.3, 13) + fitted.slope, 0.0):
             other = fitted.model_copy(update={"level": level, "slope": slope})
             assert best <= nll(other.apply(prediction), answer) + 1e-12
+
+
+def test_a_feu_that_is_higher_where_answers_are_worse_gives_one_temperature():
+    rng = np.random.default_rng(15)
+    level, z = rng.normal(0, 2, (2000, 4)), rng.normal(0, 1, 2000)
+    answer = np.array([rng.choice(4, p=softmax(row / t)) for row, t in zip(level, np.exp(0.5 + 0.4 * z), strict=True)])
+    prediction = predict(level, feu=0.6 + 0.05 * z)
+    fitted, single = FeuScaling.fit(prediction, answer), Temperature.fit(prediction, answer)
+    assert fitted.slope == pytest.approx(0, abs=1e-9)
+    np.testing.assert_allclose(fitted.apply(prediction).probabilities, single.apply(prediction).probabilities, atol=1e-6)
 
 
 def test_a_constant_feu_gives_one_temperature():

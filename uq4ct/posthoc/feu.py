@@ -18,23 +18,25 @@ NO_FEU = "calibration by FEU needs a method with a router (mixlora, uq4ct), and 
 class FeuScaling(Calibrator):
     """Divide log p by T(x), log T = a + b (FEU(x) - mean) / sd, kept in [-3, 3]; mean and sd of the calibration split.
 
-    FEU is a CONFIDENCE: where it says something about correctness b is negative, high FEU means a low temperature. The
-    most probable choice never changes, but the order of confidences between questions does.
+    FEU is a CONFIDENCE: high FEU means a low temperature, b <= 0. A slope of the other sign would be noise of the
+    calibration split, and far from it, under shift, would make the least familiar questions the surest. The most
+    probable choice never changes, but the order of confidences between questions does.
     """
 
     name: ClassVar[str] = "feu"
     summary: ClassVar[str] = "a temperature that follows FEU"
 
     level: float = Field(ge=-LIMIT, le=LIMIT)  # a
-    slope: float = Field(ge=-LIMIT, le=LIMIT)  # b
+    slope: float = Field(ge=-LIMIT, le=0)  # b
     feu_mean: float
     feu_sd: float = Field(gt=0)
 
     @classmethod
     def fit(cls, prediction: Prediction, answer: np.ndarray) -> Self:
-        """Fit a and b by the mean NLL (L-BFGS, exact gradient, from the best single temperature).
+        """Fit a and b <= 0 by the mean NLL (L-BFGS, exact gradient, from the best single temperature).
 
-        A constant FEU leaves b = 0. Raises UserError when the method has no FEU.
+        A constant FEU leaves b = 0, and so does one that is higher where the answers are worse. Raises UserError when
+        the method has no FEU.
         """
         log_probs, answer, rows = labelled(prediction, answer)
         feu = _feu_of(prediction)[rows]
@@ -43,7 +45,7 @@ class FeuScaling(Calibrator):
             level, at_bound = best_log_temperature(log_probs, answer)
             return cls(items=len(answer), at_bound=at_bound, level=level, slope=0.0, feu_mean=mean, feu_sd=1.0)
         level, slope = _fitted(log_probs, answer, (feu - mean) / sd)
-        at_bound = max(abs(level), abs(slope)) >= LIMIT - 1e-9
+        at_bound = max(abs(level), -slope) >= LIMIT - 1e-9
         return cls(items=len(answer), at_bound=at_bound, level=level, slope=slope, feu_mean=mean, feu_sd=sd)
 
     @classmethod
@@ -80,14 +82,14 @@ def objective(values: np.ndarray, log_probs: np.ndarray, answer: np.ndarray, z: 
 
 
 def _fitted(log_probs: np.ndarray, answer: np.ndarray, z: np.ndarray) -> tuple[float, float]:
-    """Return the best (a, b) from three starts, as the NLL may have several valleys; never worse than one T."""
+    """Return the best (a, b) from two starts, as the NLL may have several valleys; never worse than one T."""
     from scipy.optimize import minimize
 
     single, _ = best_log_temperature(log_probs, answer)
     best, lowest = np.array([single, 0.0]), objective(np.array([single, 0.0]), log_probs, answer, z)[0]
-    for start in (0.0, -0.5, 0.5):
+    for start in (0.0, -0.5):
         options = {"ftol": 1e-15, "gtol": 1e-10}
-        bounds = [(-LIMIT, LIMIT)] * 2
+        bounds = [(-LIMIT, LIMIT), (-LIMIT, 0.0)]
         found = minimize(
             objective, [single, start], (log_probs, answer, z), "L-BFGS-B", jac=True, bounds=bounds, options=options
         )
