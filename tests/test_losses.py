@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from uq4ct.adapters.router import LayerRouting
 from uq4ct.losses.answer import answer_loss, is_correct
 from uq4ct.losses.balance import balance_loss, expert_counts, load_entropy
-from uq4ct.losses.calibration import calibration_loss, functional_uncertainty, schedule
+from uq4ct.losses.calibration import calibration_loss, functional_uncertainty, mixture_loss, schedule
 from uq4ct.losses.objective import Objective
+from uq4ct.methods.uq4ct import Uq4ct
 
 sizes = st.tuples(
     st.integers(1, 4), st.integers(1, 5), st.integers(1, 3), st.integers(2, 6), st.integers(1, 6), st.integers(0, 10**6)
@@ -355,6 +356,29 @@ def test_feu_may_follow_the_probability_of_the_right_choice_or_mix_it_with_a_gue
         )
         assert (on_router != 0).any()
         assert (on_choices == 0).all()  # neither may make the answer surer or less sure
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"feu_reduction": "vector"}, "needs FEU as one number; set feu_reduction mass or top1"),
+        ({"top_k": 8}, "needs more experts than top_k"),
+        ({"num_experts": 1, "top_k": 1, "feu_reduction": "top1"}, "needs more experts than top_k"),
+    ],
+)
+def test_a_target_that_feu_cannot_reach_is_refused_with_the_options_and_not_in_training(options, message):
+    with pytest.raises(ValueError, match=message):
+        Uq4ct(calibration_target="mixture", **options)
+
+
+def test_a_wrong_answer_at_full_confidence_has_a_finite_loss_and_gradient():
+    feu = torch.tensor([1.0, 1.0, 0.25], requires_grad=True)
+    loss = mixture_loss(feu, torch.tensor([0.0, 1e-30, 0.0]), torch.tensor([4, 4, 4]), 0.25, "none")
+    assert loss.max().item() == pytest.approx(-math.log(0.001 / 4), rel=1e-3)
+    loss.sum().backward()
+    assert feu.grad.isfinite().all()
+    with pytest.raises(ValueError, match="FEU is 1 for all questions"):
+        mixture_loss(feu, torch.tensor([0.0, 1.0, 0.0]), torch.tensor([4, 4, 4]), 1.0)
 
 
 def test_label_smoothing_reaches_the_objective():

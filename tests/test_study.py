@@ -28,8 +28,8 @@ def test_every_campaign_names_methods_options_and_tasks_that_exist(name):
 
 def test_a_campaign_is_planned_by_the_command_line_itself(tmp_path, capsys):
     call = study.command(CAMPAIGNS["readings"], tmp_path / "out", "hub", 2)
-    assert call[:4] == ["uq4ct", "compare", "--model", "tiny"]
-    assert invoke([*call[1:], "--dry-run"]) == 0
+    assert call[1:6] == ["-m", "uq4ct", "compare", "--model", "tiny"]
+    assert invoke([*call[3:], "--dry-run"]) == 0
     assert "uq4ct[calibration_target=mixture]+feu" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 

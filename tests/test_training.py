@@ -165,9 +165,9 @@ def test_the_first_update_is_the_gradient_of_the_bare_loss(tmp_path):
 @pytest.mark.parametrize("which", ["rotating", "apart"])
 def test_questions_held_out_train_the_calibration_and_the_others_the_answer(tmp_path, which):
     """However the batch is cut up, each term is the mean over its own examples."""
-    objective = Objective(1.0, 0.0, calibration_questions=which, held_out=0.25)
+    objective = Objective(1.0, 0.0, calibration_questions=which, held_out_every=4)
     examples, reference = questions(8), mixture(dtype=torch.float64)
-    held = held_out(8, 0.25, 3, epoch=0 if which == "rotating" else None)
+    held = held_out(8, 4, 3, epoch=0 if which == "rotating" else None)
     terms = Objective(1.0, 0.0).terms(*_scored(reference, examples))
     (terms.answer[~held].mean() + terms.calibration[held].mean()).backward()
     gradient = torch.cat([p.grad.flatten() for p in reference.parameters() if p.requires_grad])
@@ -189,12 +189,18 @@ def _scored(model, examples):
 
 
 def test_parts_take_turns_until_every_question_was_held_out():
-    parts = torch.stack([held_out(23, 0.2, seed=9, epoch=epoch) for epoch in range(5)])
+    parts = torch.stack([held_out(23, 5, seed=9, epoch=epoch) for epoch in range(5)])
     assert (parts.sum(dim=0) == 1).all()
     assert parts.sum(dim=1).tolist() == [5, 5, 4, 5, 4]
-    assert torch.equal(held_out(23, 0.2, 9, epoch=5), parts[0])
-    assert torch.equal(held_out(23, 0.2, 9), parts[0])
-    assert not torch.equal(held_out(23, 0.2, 10), parts[0])
+    assert torch.equal(held_out(23, 5, 9, epoch=5), parts[0])
+    assert torch.equal(held_out(23, 5, 9), parts[0])
+    assert not torch.equal(held_out(23, 5, 10), parts[0])
+
+
+def test_too_few_questions_to_hold_any_out_are_refused(tmp_path):
+    objective = Objective(1.0, 0.01, calibration_questions="apart")
+    with pytest.raises(UserError, match="4 training questions, too few to hold out one in 5"):
+        run(tmp_path, mixture(), questions(4), objective=objective)
 
 
 def test_a_loop_of_ones_own_is_told_that_it_cannot_hold_questions_out():

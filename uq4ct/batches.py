@@ -69,17 +69,16 @@ class EffectiveBatches(Sampler[list[int]]):
         return torch.randperm(self.total, generator=generator).tolist()
 
 
-def held_out(examples: int, share: float, seed: int, epoch: int | None = None) -> Bool[Tensor, " examples"]:
-    """Mark the examples that are held out in an epoch: parts that take turns, or for None the same ones in all epochs.
+def held_out(examples: int, every: int, seed: int, epoch: int | None = None) -> Bool[Tensor, " examples"]:
+    """Mark one example in ``every``: the part whose turn it is in this epoch, or for None the same part in all epochs.
 
-    >>> [held_out(10, 0.2, seed=1, epoch=epoch).sum().item() for epoch in range(3)]
+    >>> [held_out(10, 5, seed=1, epoch=epoch).sum().item() for epoch in range(3)]
     [2, 2, 2]
     """
-    parts = round(1 / share)
     digest = hashlib.sha256(f"held out/{seed}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-    part = torch.randperm(examples, generator=generator) * parts // examples
-    return part == (0 if epoch is None else epoch % parts)
+    part = torch.randperm(examples, generator=generator) * every // examples
+    return part == (0 if epoch is None else epoch % every)
 
 
 def loader(

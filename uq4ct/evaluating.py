@@ -211,17 +211,25 @@ def shelved(path: Path | None, ids: Sequence[str], predict: Callable[[], Predict
     """
     if path is None:
         return predict()
+    if found := _kept(path, ids):
+        return found
     with alone(path.with_suffix(".lock"), "makes the same predictions"):
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return Prediction(tuple(ids), **{name: arrays[name] for name in arrays.files})
-        except (OSError, ValueError, TypeError, zipfile.BadZipFile):  # not there, or not whole
-            prediction = predict()
+        if found := _kept(path, ids):  # made while we waited
+            return found
+        prediction = predict()
         arrays = {name: getattr(prediction, name) for name in ("logits", "mask", "feu", "letter_mass")}
         content = io.BytesIO()
         np.savez(content, **{name: array for name, array in arrays.items() if array is not None})
         write_atomically(path, content.getvalue())
     return prediction
+
+
+def _kept(path: Path, ids: Sequence[str]) -> Prediction | None:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return Prediction(tuple(ids), **{name: arrays[name] for name in arrays.files})
+    except (OSError, ValueError, TypeError, zipfile.BadZipFile):  # not there, or not whole
+        return None
 
 
 def _is_evaluated(folder: Path, facts: Mapping[str, Any]) -> bool:

@@ -109,6 +109,11 @@ class CalibratedTrainer(transformers.Trainer):
         if train_dataset is not None:
             check_examples(train_dataset)
             check_lengths(model, train_dataset)
+            if self.objective.calibration_questions != "all" and len(train_dataset) < self.objective.held_out_every:
+                raise UserError(
+                    f"there are {len(train_dataset)} training questions, too few to hold out one in "
+                    f"{self.objective.held_out_every} for the calibration; set calibration_questions to all"
+                )
         own = functools.partial(collate, pad_token_id=self.pad_token_id, padding_side=padding_side_of(model))
         options.setdefault("data_collator", own)
         super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **options)
@@ -160,12 +165,12 @@ class CalibratedTrainer(transformers.Trainer):
         return batches, examples.sum()
 
     def _held_out(self) -> Tensor:
-        """Mark the examples that train the calibration alone in this epoch."""
+        """Mark the examples that the answer loss leaves out in this epoch, and the calibration is taken on."""
         objective = self.objective
         if objective.calibration_questions == "all":
             return torch.zeros(len(self._examples), dtype=torch.bool)
         epoch = self.batches.epoch if objective.calibration_questions == "rotating" else None
-        return held_out(len(self._examples), objective.held_out, self._data_seed, epoch)
+        return held_out(len(self._examples), objective.held_out_every, self._data_seed, epoch)
 
     # ---- loss
 

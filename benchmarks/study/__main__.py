@@ -51,7 +51,7 @@ def command(campaign: Mapping[str, Any], folder: Path, data_root: str, workers: 
     """Return the call of ``uq4ct compare`` that a campaign stands for."""
     options = dict(campaign)
     model = options.pop("model")
-    call = ["uq4ct", "compare", "--model", encoder() if model == "minilm" else model]
+    call = [sys.executable, "-m", "uq4ct", "compare", "--model", encoder() if model == "minilm" else model]
     for setting, value in options.pop("set", {}).items():
         call += ["--set", f"{setting}={value}"]
     for flag, value in options.items():

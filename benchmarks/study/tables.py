@@ -9,27 +9,35 @@ from __future__ import annotations
 import json
 import re
 import statistics
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 Json = Mapping[str, Any]
 METRICS = ("accuracy", "nll", "brier", "ece", "auroc")
-_PLACE = re.compile(r"(<!-- (?P<campaign>[\w-]+): (?P<kind>\w+)(?P<args>[^>]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+_PLACE = re.compile(
+    r"(<!-- (?P<campaign>[\w-]+): (?P<kind>\w+)(?P<args>[^>]*?) -->\n)(?:(?!<!-- ).)*(<!-- end -->)", re.DOTALL
+)
 
 
 def keep(results: Path, target: Path) -> None:
     """Write what the tables need of a results.json."""
     found = json.loads(results.read_text(encoding="utf-8"))
+    if unfinished := [cell for cell in found["cells"] if cell["status"] != "complete"]:
+        print(f"{results}: {len(unfinished)} cells are not finished; what is written leaves them out", file=sys.stderr)
+    rows = found["results"]
+    if len({(row["task"], row["method"]) for row in rows}) < len(rows):
+        raise ValueError(f"{results}: two splits of one task; a campaign of the study evaluates one")
     own = ("task", "method", "passes", "n", "seeds", "feu", "ece_null", "intervals", *METRICS)
     kept = {
         "machine": {name: found["machine"][name] for name in ("packages", "device")},
         "baseline": found["baseline"],
-        "unfinished": [cell for cell in found["cells"] if cell["status"] != "complete"],
+        "unfinished": unfinished,
         "results": [
             {**{name: row.get(name) for name in own}, "intervals": {m: row["intervals"].get(m) for m in METRICS},
              "by_seed": {m: row["values"].get(m) for m in (*METRICS, "feu")}}
-            for row in found["results"]
+            for row in rows
         ],
         "differences": [row for row in found["differences"] if row["metric"] in METRICS],
         **{name: found[name] for name in ("verdicts", "shift_detection", "feu_usefulness", "costs")},
@@ -43,6 +51,8 @@ def write_tables(docs: Path) -> None:
     """Fill every place of every page whose campaign has results."""
     for page in sorted([*docs.glob("*.md"), docs.parent / "README.md"]):
         before = page.read_text(encoding="utf-8")
+        if len(_PLACE.findall(before)) != before.count("<!-- end -->"):
+            raise ValueError(f"{page}: a table's place has no beginning or no end")
         after = _PLACE.sub(lambda place: _filled(place, docs / "study"), before)
         if after != before:
             page.write_text(after, encoding="utf-8")

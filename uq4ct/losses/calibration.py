@@ -102,13 +102,15 @@ def mixture_loss(
 
     ``gold`` is the probability p of the right choice, detached, and a = (FEU - floor) / (1 - floor) with ``floor`` the
     smallest value that FEU can have. Not in the paper: where Eq. 10 asks FEU to equal the indicator, this asks it to be
-    high where the answer is better than a guess, by as much as it is.
+    high where the answer is better than a guess, by as much as it is. The guess keeps a thousandth even where FEU is 1,
+    so that one wrong answer cannot own an update. Raises ValueError for a floor of 1: such an FEU never varies.
 
     >>> loss = mixture_loss(torch.tensor([1.0, 0.25]), torch.tensor([0.5, 0.5]), torch.tensor([4, 4]), 0.25, "none")
-    >>> (-loss).exp().tolist()
-    [0.5, 0.25]
+    >>> [round(p, 5) for p in (-loss).exp().tolist()]
+    [0.49975, 0.25]
     """
-    share = ((feu - floor) / (1 - floor)).clamp(0.0, 1.0)
+    require(torch.as_tensor(floor) < 1, "mixing with a guess needs experts to choose from: FEU is 1 for all questions")
+    share = ((feu - floor) / (1 - floor)).clamp(0.0, 0.999)
     return reduce(-(share * gold.detach() + (1 - share) / choices).log(), reduction)
 
 

@@ -55,10 +55,11 @@ class Objective:
     correctness. It needs no router. ``label_smoothing`` as in ``answer_loss``.
 
     Not in the paper: ``calibration_target="probability"`` compares FEU with the probability of the right choice in
-    place of the indicator, ``"mixture"`` is ``mixture_loss``. And since questions that the answer loss was trained on
-    are answered better than new ones, ``calibration_questions="apart"`` keeps the share ``held_out`` of them for L_cal
-    alone, ``"rotating"`` another share in each epoch, so that in the long run every question trains both; only a
-    trainer can know which these are.
+    place of the indicator, ``"mixture"`` is ``mixture_loss``. Questions that the answer loss was trained on are
+    answered better than new ones: ``calibration_questions="apart"`` leaves one in ``held_out_every`` of them out of
+    the answer loss and takes L_cal on these alone, ``"rotating"`` others in each epoch, so that in the long run
+    every question trains both. Only a trainer can know which these are; an update without any has no L_cal, which
+    is rare where its batch is three times ``held_out_every`` or more. The load balance is that of all questions.
 
     >>> uq4ct = Objective(calibration_weight=1.0, balance_weight=0.01, calibration_schedule="incremental")
     >>> uq4ct.combine(answer=0.5, balance=1.0, calibration=0.2, step=25)                  # 0.5 + 0.01 + 0.5 * 0.2
@@ -78,7 +79,7 @@ class Objective:
     calibration_schedule: Schedule = "constant"
     calibration_target: Target = "indicator"
     calibration_questions: Questions = "all"
-    held_out: float = 0.2
+    held_out_every: int = 5
     balance_counts: BalanceCounts = "first"
     balance_scope: BalanceScope = "layer"
     balance_probabilities: BalanceProbabilities = "full"
@@ -92,8 +93,8 @@ class Objective:
                 raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
         if self.label_smoothing >= 1:
             raise ValueError(f"label_smoothing: expected a number below 1, got {self.label_smoothing!r}")
-        if self.calibration_questions != "all" and not 0 < self.held_out <= 0.5:
-            raise ValueError(f"held_out: expected a share above 0 and up to 0.5, got {self.held_out!r}")
+        if self.held_out_every < 2:
+            raise ValueError(f"held_out_every: expected 2 or more questions, got {self.held_out_every!r}")
         if self.calibration_target != "indicator" and (self.calibrated, self.feu_reduction) not in _SCALARS:
             raise ValueError(
                 f"calibration_target '{self.calibration_target}' is for FEU as one number; set calibrated='feu' and "

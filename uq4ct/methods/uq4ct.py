@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from uq4ct.methods.base import MixtureMethod
 
@@ -22,11 +22,20 @@ class Uq4ct(MixtureMethod):
     calibration_schedule: Literal["constant", "incremental"] = "constant"  # incremental: Eq. 12
     feu_reduction: Literal["mass", "top1", "vector"] = "mass"
     feu_tokens: Literal["prompt", "last"] = "prompt"
-    calibration_target: Literal["indicator", "probability", "mixture"] = (
-        "indicator"  # not the paper's but for the first
-    )
+    calibration_target: Literal["indicator", "probability", "mixture"] = "indicator"  # Eq. 10; the others go beyond it
     calibration_questions: Literal["all", "rotating", "apart"] = "all"  # those that L_cal is taken on; see Objective
-    held_out: float = Field(0.2, gt=0, le=0.5)  # their share, unless it is all
+    held_out_every: int = Field(5, ge=2)  # one question in so many, unless it is all
+
+    @model_validator(mode="after")
+    def _target_fits_feu(self) -> Self:
+        target = self.calibration_target
+        if target != "indicator" and self.feu_reduction == "vector":
+            raise ValueError(f"calibration_target '{target}' needs FEU as one number; set feu_reduction mass or top1")
+        experts = self.num_experts if isinstance(self.num_experts, tuple) else (self.num_experts,)
+        smallest = self.top_k if self.feu_reduction == "mass" else 1
+        if target == "mixture" and max(experts) <= smallest:
+            raise ValueError("calibration_target 'mixture' needs more experts than top_k: otherwise FEU is always 1")
+        return self
 
     def objective(self) -> Objective:
         """Return L = CE + alpha L_b + beta L_cal (Eq. 11)."""
@@ -44,5 +53,5 @@ class Uq4ct(MixtureMethod):
             feu_tokens=self.feu_tokens,
             calibration_target=self.calibration_target,
             calibration_questions=self.calibration_questions,
-            held_out=self.held_out,
+            held_out_every=self.held_out_every,
         )
