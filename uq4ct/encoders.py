@@ -86,9 +86,18 @@ def kind_for(source: str, settings: Any, asked: str, fixed_choices: bool) -> Kin
 def _is_causal(settings: Any, architectures: Sequence[str]) -> bool:
     """Tell whether the answer can be read after the prompt, from a model that only looks back."""
     custom = "AutoModelForCausalLM" in (getattr(settings, "auto_map", None) or {})
-    bidirectional = settings.model_type in _ENCODERS and not getattr(settings, "is_decoder", False)
     headless = architectures and all(name.endswith(_ENCODER_ENDINGS) for name in architectures)
-    return (type(settings) in _mapping("causal") or custom) and not bidirectional and not headless
+    return (type(settings) in _mapping("causal") or custom) and not looks_both_ways(settings) and not headless
+
+
+def looks_both_ways(settings: Any) -> bool:
+    """Tell whether a family with a causal class in transformers looks both ways, as its configuration stands.
+
+    >>> from transformers import BertConfig
+    >>> looks_both_ways(BertConfig()), looks_both_ways(BertConfig(is_decoder=True))
+    (True, False)
+    """
+    return settings.model_type in _ENCODERS and not getattr(settings, "is_decoder", False)
 
 
 def _mapping(kind: Kind) -> Any:
