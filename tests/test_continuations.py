@@ -270,9 +270,9 @@ def test_options_run_in_groups_of_similar_length_and_absent_ones_do_not_run():
     model = build("llama")
     lengths = [2, 9, 2, 2, 2, 9, 2, 2, 5]
     examples = [{"input_ids": [11, 12], "option_ids": [[13] * n for n in lengths], "answer": 0}]
-    examples.append({"input_ids": [11], "option_ids": [[13], [13] * 3], "answer": 0})
+    examples.append({"input_ids": [11], "option_ids": [[13] * 3, [13]], "answer": 0})
     shapes = rows_and_tokens(model, lambda: continued(model, examples))
-    assert shapes == [(2, 2), (FEWEST_ROWS, 8), (2, 1)]
+    assert shapes == [(2, 2), (FEWEST_ROWS, 8), (2, 1)]  # ten options of two tokens or more
     many = options(30, choices=(4, 5), lengths=(2, 9))
     rows, widths = zip(*rows_and_tokens(model, lambda: continued(model, many)), strict=True)
     assert rows == (30, 30, 30, 30, 30)

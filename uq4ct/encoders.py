@@ -159,14 +159,14 @@ def has_segments(settings: Any) -> bool:
     return getattr(settings, "type_vocab_size", 0) > 1
 
 
-def tokens_of(example: Mapping[str, Any]) -> int:
-    """Count the tokens that a model sees of an encoded question: the prompt once for every option of its own.
+def tokens_of(example: Mapping[str, Any], prompt_once: bool = False) -> int:
+    """Count the tokens that a model sees of an encoded question: the prompt for every option of its own, or once.
 
     >>> tokens_of({"input_ids": [5, 6], "option_ids": [[7], [8, 9]]}), tokens_of({"input_ids": [5, 6]})
     (7, 2)
     """
     options = example.get("option_ids", [[]])
-    return len(options) * len(example["input_ids"]) + sum(map(len, options))
+    return (1 if prompt_once else len(options)) * len(example["input_ids"]) + sum(map(len, options))
 
 
 def head_modules(model: Any) -> list[str]:
