@@ -33,7 +33,7 @@ WINDOW = {"sliding_window": 5, "head_dim": 8}  # shorter than most prompts
 BOTH_KINDS = {"layer_types": ["sliding_attention", "full_attention"]}
 OPT = {"hidden_size": 16, "ffn_dim": 24, "word_embed_proj_dim": 16}
 
-# float32 in the eager attention of Gemma 2, whatever the model's dtype
+# In float64, but for Gemma 2, whose attention is float32 whatever the dtype of the model.
 FAMILIES = {
     "llama": lambda: tf.LlamaForCausalLM(tf.LlamaConfig(**GROUPED)),
     "mistral": lambda: tf.MistralForCausalLM(tf.MistralConfig(**GROUPED, **WINDOW)),
@@ -338,7 +338,11 @@ NEEDY = {
         "its forward takes no past_key_values",
     ),
     "state space": (lambda: tf.MambaForCausalLM(tf.MambaConfig(**MAMBA)), "takes no position_ids, past_key_values"),
-    "linear attention": (
+    "a recurrent state": (
+        lambda: tf.RecurrentGemmaForCausalLM(tf.RecurrentGemmaConfig(**GROUPED, lru_width=16, attention_window_size=8)),
+        "recurrent_gemma keeps something else of a text than keys and values",
+    ),
+    "layers of another kind": (
         lambda: tf.Lfm2ForCausalLM(tf.Lfm2Config(**GROUPED, layer_types=["conv", "full_attention"])),
         "lfm2 has layers of the kind conv",
     ),

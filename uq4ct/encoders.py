@@ -164,6 +164,8 @@ def tokens_of(example: Mapping[str, Any], prompt_once: bool = False) -> int:
 
     >>> tokens_of({"input_ids": [5, 6], "option_ids": [[7], [8, 9]]}), tokens_of({"input_ids": [5, 6]})
     (7, 2)
+    >>> tokens_of({"input_ids": [5, 6], "option_ids": [[7], [8, 9]]}, prompt_once=True)
+    5
     """
     options = example.get("option_ids", [[]])
     return (1 if prompt_once else len(options)) * len(example["input_ids"]) + sum(map(len, options))

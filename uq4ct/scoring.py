@@ -122,10 +122,12 @@ def collate(examples: Sequence[Example], pad_token_id: int, padding_side: str = 
 def score(model: nn.Module, batch: Mapping[str, Tensor]) -> Scores:
     """Score the choices of a collated batch in one forward pass; gradients flow if they are enabled.
 
-    In evaluation mode without gradients option texts continue their prompt, which is computed once, where that is exact
-    (``continuations.why_whole_texts``). The model may be any causal LM, wrapped by PEFT or DDP or not. Logits are computed at the answer position only where
+    The model may be any causal LM, wrapped by PEFT or DDP or not. Logits are computed at the answer position only where
     the model can (``logits_to_keep``), the softmax is float32 whatever the model's dtype, and position ids follow the
     mask where the model takes them, so that padding changes nothing. Of an encoder the head's scores are read.
+
+    In evaluation mode and without gradients a prompt is computed once, and its option texts continue it in passes of
+    their own, for every model where that is exact (``uq4ct.continuations.why_whole_texts``).
     """
     if (kind := kind_of(base_of(model))) != "causal":
         return _score_by_head(model, batch, kind)
