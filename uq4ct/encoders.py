@@ -86,9 +86,18 @@ def kind_for(source: str, settings: Any, asked: str, fixed_choices: bool) -> Kin
 def _is_causal(settings: Any, architectures: Sequence[str]) -> bool:
     """Tell whether the answer can be read after the prompt, from a model that only looks back."""
     custom = "AutoModelForCausalLM" in (getattr(settings, "auto_map", None) or {})
-    bidirectional = settings.model_type in _ENCODERS and not getattr(settings, "is_decoder", False)
     headless = architectures and all(name.endswith(_ENCODER_ENDINGS) for name in architectures)
-    return (type(settings) in _mapping("causal") or custom) and not bidirectional and not headless
+    return (type(settings) in _mapping("causal") or custom) and not looks_both_ways(settings) and not headless
+
+
+def looks_both_ways(settings: Any) -> bool:
+    """Tell whether a family with a causal class in transformers looks both ways, as its configuration stands.
+
+    >>> from transformers import BertConfig
+    >>> looks_both_ways(BertConfig()), looks_both_ways(BertConfig(is_decoder=True))
+    (True, False)
+    """
+    return settings.model_type in _ENCODERS and not getattr(settings, "is_decoder", False)
 
 
 def _mapping(kind: Kind) -> Any:
@@ -150,14 +159,16 @@ def has_segments(settings: Any) -> bool:
     return getattr(settings, "type_vocab_size", 0) > 1
 
 
-def tokens_of(example: Mapping[str, Any]) -> int:
-    """Count the tokens that a model sees of an encoded question: the prompt once for every option of its own.
+def tokens_of(example: Mapping[str, Any], prompt_once: bool = False) -> int:
+    """Count the tokens that a model sees of an encoded question: the prompt for every option of its own, or once.
 
     >>> tokens_of({"input_ids": [5, 6], "option_ids": [[7], [8, 9]]}), tokens_of({"input_ids": [5, 6]})
     (7, 2)
+    >>> tokens_of({"input_ids": [5, 6], "option_ids": [[7], [8, 9]]}, prompt_once=True)
+    5
     """
     options = example.get("option_ids", [[]])
-    return len(options) * len(example["input_ids"]) + sum(map(len, options))
+    return (1 if prompt_once else len(options)) * len(example["input_ids"]) + sum(map(len, options))
 
 
 def head_modules(model: Any) -> list[str]:

@@ -66,7 +66,8 @@ def _data(ready: Prepared) -> str:
 
 
 def _sample(config: Config, ready: Prepared) -> tuple[float, float]:
-    """Return the mean letter mass of the base model on a few prompts, and the seconds one prompt takes."""
+    """Return the mean letter mass of the base model on a few prompts, and the seconds one takes in training's way."""
+    from uq4ct.continuations import why_whole_texts
     from uq4ct.scoring import score_all
 
     some = ready.examples[:SAMPLES]
@@ -74,6 +75,8 @@ def _sample(config: Config, ready: Prepared) -> tuple[float, float]:
     started = time.perf_counter()
     _, _, _, mass = score_all(ready.backbone.model, some, ready.encoder.pad_token_id, config.eval.batch_size)
     seconds = (time.perf_counter() - started) / len(some)
+    if why_whole_texts(ready.backbone.model) is None:  # computed once here, once per option in training
+        seconds *= sum(map(tokens_of, some)) / sum(tokens_of(example, prompt_once=True) for example in some)
     return float("nan") if mass is None else float(np.mean(mass)), seconds
 
 

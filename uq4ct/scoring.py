@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -12,8 +11,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from uq4ct.adapters.router import LayerRouting, record_routing
+from uq4ct.continuations import option_logits, why_whole_texts
 from uq4ct.encoders import Kind, has_segments, kind_of, positions_taken
 from uq4ct.errors import UserError
+from uq4ct.forward import base_of, forward
 from uq4ct.losses.balance import expert_counts
 from uq4ct.losses.calibration import FeuTokens, functional_uncertainty
 from uq4ct.losses.checks import require
@@ -124,14 +125,21 @@ def score(model: nn.Module, batch: Mapping[str, Tensor]) -> Scores:
     The model may be any causal LM, wrapped by PEFT or DDP or not. Logits are computed at the answer position only where
     the model can (``logits_to_keep``), the softmax is float32 whatever the model's dtype, and position ids follow the
     mask where the model takes them, so that padding changes nothing. Of an encoder the head's scores are read.
+
+    In evaluation mode and without gradients a prompt is computed once, and its option texts continue it in passes of
+    their own, for every model where that is exact (``uq4ct.continuations.why_whole_texts``).
     """
-    if (kind := kind_of(_base(model))) != "causal":
+    if (kind := kind_of(base_of(model))) != "causal":
         return _score_by_head(model, batch, kind)
     if "option_mask" in batch:
+        without_gradients = not (torch.is_grad_enabled() or model.training)
+        if without_gradients and why_whole_texts(model) is None:
+            choice_logits, routing, prompt = option_logits(model, batch)
+            return Scores(choice_logits, torch.zeros_like(choice_logits[:, 0]), routing, prompt)
         return _score_options(model, batch)
     mask = batch["attention_mask"].bool()
     window = batch["answer_window"] if "answer_window" in batch else _window(_ends(mask))
-    logits, routing = _forward(model, batch["input_ids"], mask, window.shape[-1])
+    logits, routing = forward(model, batch["input_ids"], mask, window.shape[-1])
     at_answer = logits[torch.arange(len(logits), device=logits.device), window.int().argmax(dim=-1)]
     choice_logits = at_answer.gather(-1, batch["choice_ids"]).masked_fill(~batch["choice_mask"], -torch.inf)
     return Scores(choice_logits, at_answer.logsumexp(dim=-1), routing, mask)
@@ -217,7 +225,7 @@ def check_lengths(model: nn.Module, examples: Sequence[Example]) -> None:
 
 def context_length(model: nn.Module) -> int | None:
     """Return how many positions the model was built for, or None where its configuration does not say."""
-    config: Any = getattr(_base(model), "config", None)
+    config: Any = getattr(base_of(model), "config", None)
     if hasattr(config, "get_text_config"):
         config = config.get_text_config()
     limit = getattr(config, "max_position_embeddings", None)
@@ -226,7 +234,7 @@ def context_length(model: nn.Module) -> int | None:
 
 def padding_side_of(model: nn.Module) -> str:
     """Return where batches for a model are padded: an encoder's head reads the first token, so behind the text."""
-    return "left" if kind_of(_base(model)) == "causal" else "right"
+    return "left" if kind_of(base_of(model)) == "causal" else "right"
 
 
 def items_of_rows(model: nn.Module, batch: Mapping[str, Tensor]) -> Int[Tensor, " row"] | None:
@@ -234,7 +242,7 @@ def items_of_rows(model: nn.Module, batch: Mapping[str, Tensor]) -> Int[Tensor, 
     if "option_mask" not in batch:
         return None
     there = batch["choice_mask"]
-    if kind_of(_base(model)) == "causal":
+    if kind_of(base_of(model)) == "causal":
         there = torch.ones_like(there)
     return there.nonzero()[:, 0]
 
@@ -297,33 +305,14 @@ def _window(needed: Bool[Tensor, "row token"]) -> Bool[Tensor, "row last"]:
     return needed[:, int(needed.any(dim=0).int().argmax()) :]
 
 
-def _forward(
-    model: nn.Module, input_ids: Int[Tensor, "row token"], mask: Bool[Tensor, "row token"], last: int
-) -> tuple[Float[Tensor, "row last vocabulary"], tuple[LayerRouting, ...]]:
-    """Run the model and return the logits of the ``last`` positions and what its routers did."""
-    takes = inspect.signature(type(_base(model)).forward).parameters
-    extra: dict[str, Any] = {}
-    if "position_ids" in takes:
-        # counted from the first real token, so that left padding does not shift absolute positions
-        extra["position_ids"] = (mask.long().cumsum(dim=-1) - 1).clamp(min=0)
-    if "logits_to_keep" in takes:
-        extra["logits_to_keep"] = last
-    if "use_cache" in takes:
-        extra["use_cache"] = False
-    with record_routing(model) as routing:
-        output = model(input_ids=input_ids, attention_mask=mask.long(), **extra)
-    logits = output.logits if hasattr(output, "logits") else output
-    logits = logits[:, -last:]
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)), routing.layers
-
-
 def _score_options(model: nn.Module, batch: Mapping[str, Tensor]) -> Scores:
+    """Score every option in a row of its own, prompt and all: gradients flow, and any causal model can."""
     items, choices, _ = batch["input_ids"].shape
     input_ids, mask = batch["input_ids"].flatten(0, 1), batch["attention_mask"].bool().flatten(0, 1)
     option_mask = batch["option_mask"].flatten(0, 1)
     predicts_option = torch.cat([option_mask[:, 1:], torch.zeros_like(option_mask[:, :1])], dim=-1)
     window = batch["answer_window"].flatten(0, 1) if "answer_window" in batch else _window(predicts_option)
-    logits, routing = _forward(model, input_ids, mask, window.shape[-1])
+    logits, routing = forward(model, input_ids, mask, window.shape[-1])
     following = input_ids.roll(-1, dims=-1)[:, -window.shape[-1] :]
     log_probs = logits.log_softmax(dim=-1).gather(-1, following[..., None]).squeeze(-1)
     choice_logits = log_probs.masked_fill(~window, 0.0).sum(dim=-1).view(items, choices)
@@ -348,7 +337,7 @@ def _score_by_head(model: nn.Module, batch: Mapping[str, Tensor], kind: Kind) ->
     mask = rows["attention_mask"].bool()
     require(mask[:, 0].all(), "an encoder's head reads the first token; collate with padding_side='right'")
     inputs = {"input_ids": rows["input_ids"], "attention_mask": mask.long()}
-    if names[-1] in rows and has_segments(_base(model).config):
+    if names[-1] in rows and has_segments(base_of(model).config):
         inputs["token_type_ids"] = rows[names[-1]].long()
     if pairs:
         inputs = {name: tensor[:, None] for name, tensor in inputs.items()}  # each a question of one choice
@@ -393,16 +382,3 @@ def _column(values: list) -> np.ndarray | None:
 def length(example: Example) -> int:
     """Return how many tokens a question takes, with its longest option where those are scored."""
     return len(example["input_ids"]) + max(map(len, example.get("option_ids", [[]])))
-
-
-def _base(model: Any) -> nn.Module:
-    """Return the model of transformers inside DDP's, torch.compile's and PEFT's wrappers."""
-    while True:
-        if hasattr(model, "get_base_model"):
-            model = model.get_base_model()
-        elif hasattr(model, "_orig_mod"):
-            model = model._orig_mod
-        elif isinstance(getattr(model, "module", None), nn.Module):
-            model = model.module
-        else:
-            return model
