@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.speed import arms
+from benchmarks.speed import arms, measure
 from benchmarks.speed.settings import Settings
 from benchmarks.speed.shapes import SHAPES, base_model, batch_of
 from uq4ct.adapters.layers import use_arithmetic
@@ -36,7 +36,8 @@ def run(settings: Settings) -> dict[str, Any]:
             for dropout, checkpointing in product(dropouts, (False, True)):
                 case = {"shape": shape, "layers": layers, "rows": rows, "tokens": tokens}
                 case |= {"dropout": dropout, "checkpointing": checkpointing}
-                numbers = {name: _of_one(base, batch, name, dropout, checkpointing, settings) for name in NAMES}
+                with measure.small_heap():
+                    numbers = {name: _of_one(base, batch, name, dropout, checkpointing, settings) for name in NAMES}
                 reference = dict(numbers["lora r80"])
                 for each in numbers.values():
                     each["over lora r80"] = {key: round(each[key] / reference[key], 4) for key in reference}

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.speed.tables import SECTIONS, prose
-from benchmarks.speed.targets import MEMORY, MEMORY_ARMS, STEP, memory_cases, memory_targets, peak, targets
+from benchmarks.speed.targets import MEMORY, MEMORY_ARMS, STEP, memory_cases, memory_targets, peak, shapes, targets
 
+MIXTURES = ("ffn_block", "per_linear")
 WHAT = (
-    "What a mixture of LoRA experts costs. Written by `python -m benchmarks.speed` (`make bench`) from `{source}`; every "
-    "run measures all arms beside each other, on the same base weights and batch. The command is below each table."
+    "What a mixture of LoRA experts costs. Written by `python -m benchmarks.speed` (`make bench`) from `{source}`; "
+    "every run measures all arms beside each other, on the same base weights and batch. The command is below the "
+    "tables of each part."
 )
 ARMS = (
     "Arms: PEFT's LoRA (r16, r80, and the rank with as many parameters as `per_linear`), our mixture of 8 experts of "
-    "rank 16, top 2, with all three losses of Eq. 11 (`ffn_block`: one router per FFN; `per_linear`: one per linear), the "
-    "public reference's way (a loop over experts that selects rows, base down projection per expert) and the base "
-    "alone. Dropout 0.05 where nothing else is said, {precision}, AdamW, random weights; blocks of one or two whole decoder "
-    "layers are named by their width, whole models by their size."
+    "rank 16, top 2, with all three losses of Eq. 11 (`ffn_block`: one router per FFN; `per_linear`: one per linear), "
+    "the public reference's way (a loop over experts that selects rows, base down projection per expert) and the base "
+    "alone. Dropout 0.05 where nothing else is said, {precision}, AdamW, random weights; blocks of one or two whole "
+    "decoder layers are named by their width, whole models by their size."
 )
 RATIOS = (
     "A ratio is the median over rounds of a ratio within a round; a round runs all arms in order and in reverse "
@@ -57,8 +59,8 @@ DENSE = (
 )
 NOT_DONE = (
     "Not done: members or samples of an ensemble in one batch, or on a shared prefix; the letters' rows of the "
-    "vocabulary alone; a fused GPU kernel (Triton) for router, bottleneck and gating; gradient checkpointing that keeps "
-    "what is cheap."
+    "vocabulary alone; a fused GPU kernel (Triton) for router, bottleneck and gating; gradient checkpointing that "
+    "keeps what is cheap."
 )
 
 
@@ -68,11 +70,40 @@ def write_page(results: Mapping[str, Any], path: Path) -> None:
     device, precision = run["device"], run["precision"]
     title = "Speed" if device == "cpu" else f"Speed on a GPU: {run['machine']}"
     head = [WHAT.format(source=path.with_suffix(".json").name), ARMS.format(precision=precision), RATIOS]
+    if said := " ".join(in_short(results)):
+        head.append(f"In short: {said.removesuffix(';')}.")
     parts = [f"# {title}\n", *(prose(text) + "\n" for text in head), "\n".join(_targets(results, device)) + "\n"]
     for part, tables in SECTIONS.items():
         if part in results:
             parts.append("\n".join(tables(results[part])) + "\n\n" + _how(results[part]["run"]))
     path.write_text("\n".join([*parts, _left_open(results, device)]))
+
+
+def in_short(results: Mapping[str, Any]) -> Iterator[str]:
+    """Say what was found in a few sentences, from the best to the worst case of each figure."""
+    steps = [found["against lora r80"] for _, found in shapes(results, "training_step")]
+    if steps:
+        names = ", ".join(name for name, _ in shapes(results, "training_step"))
+        spans = [f"{_span(step[arm]['wall'][0] for step in steps)} with `{arm}`" for arm in MIXTURES]
+        yield f"a training step takes {' and '.join(spans)} times as long as with LoRA r80 ({names});"
+    cases = memory_cases(results)
+    if cases:
+        spans = [f"{_span(peak(case, arm) for case in cases)} with `{arm}`" for arm in MIXTURES]
+        yield f"its peak memory is {' and '.join(spans)} times that of LoRA r80 ({len(cases)} cases);"
+    answers = [found["against base"] for _, found in shapes(results, "latency")]
+    if answers:
+        spans = [f"{_span(answer[arm]['wall'][0] for answer in answers)} with `{arm}`" for arm in MIXTURES]
+        yield f"one answer takes {' and '.join(spans)} times as long as from the base alone;"
+    for kind, name in (("letters", "letter"), ("options", "text of the options")):
+        if "scoring" in results:
+            found = results["scoring"][kind]["times as fast as"]
+            each, grouped = (f"{found[arm]['wall'][0]:.2f}" for arm in ("per choice", "per choice, grouped"))
+            yield f"scoring by {name} is {each} times as fast as a pass per choice, {grouped} as grouped passes;"
+
+
+def _span(values: Iterable[float]) -> str:
+    low, *_, high = sorted([*values] * 2)
+    return f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f}"
 
 
 def _targets(results: Mapping[str, Any], device: str) -> Iterator[str]:
@@ -131,7 +162,7 @@ def _modelled(results: Mapping[str, Any]) -> dict[str, float]:
     if "floor" not in results:
         return {}
     arms = results["floor"]["arms"]
-    return {arm: arms[arm]["over lora r80"]["seconds, modelled"] for arm in ("ffn_block", "per_linear")}
+    return {arm: arms[arm]["over lora r80"]["seconds, modelled"] for arm in MIXTURES}
 
 
 def _how(run: Mapping[str, Any]) -> str:

@@ -76,9 +76,9 @@ SIZES: dict[Size, Settings] = {
     ),
     "usual": Settings(
         training=(
-            Training("width-2048", 2, 128, 12, 30),
-            Training("width-4096", 2, 128, 9, 15, FEWER_ARMS),
-            Training("135M", 4, 64, 9, 12, FEWER_ARMS),
+            Training("width-2048", 2, 128, 12, 20),
+            Training("width-4096", 2, 128, 9, 12, FEWER_ARMS),
+            Training("135M", 4, 64, 7, 9, FEWER_ARMS),
         ),
         memory=(Memory("width-2048", 2, 128, (1, 2)), Memory("width-4096", 2, 128, (1,))),
         forward=(("width-2048", 2, 128, 15),),
@@ -86,7 +86,7 @@ SIZES: dict[Size, Settings] = {
         compiled=("width-512", 2, 128, 20),
         ensembles=("width-512", 16, 64, 20),
         latency=(("width-2048", 128, 15), ("135M", 128, 15)),
-        scoring=("width-512", 64, 24, 10),
+        scoring=("width-512", 64, 16, 10),
     ),
     "gpu": Settings(
         training=(Training("7B", 16, 512, 10, 10), Training("7B", 16, 512, 10, 10, FEWER_ARMS, checkpointing=True)),

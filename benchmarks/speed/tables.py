@@ -65,9 +65,10 @@ def _curves(found: Mapping[str, Any]) -> Iterator[str]:
     rows, tokens = found["size"]
     size = f"{rows} x {tokens} tokens unless the curve says otherwise"
     yield "\n" + prose(
-        f"Training step of `ffn_block`, one layer of {found['shape']}, {size}, {found['rounds']} rounds; over the point "
-        "in bold. *kept*: MB that the graph keeps. Where a curve does not say `dense`, a CPU computes slots the `sorted` "
-        "way from four experts on with at most half of them in use, else the `dense` way too; a GPU computes all `dense`."
+        f"Training step of `ffn_block`, one layer of {found['shape']}, {size}, {found['rounds']} rounds; over the "
+        "point in bold. *kept*: MB that the graph keeps. Where a curve does not say `dense`, a CPU computes slots the "
+        "`sorted` way from four experts on with at most half of them in use, else the `dense` way too; a GPU computes "
+        "all `dense`."
     )
     for curve, one in found["curves"].items():
         yield f"\n| {curve} | wall | CPU | kept |\n|---|---|---|---|"
@@ -108,8 +109,8 @@ def _scoring(found: Mapping[str, Any]) -> Iterator[str]:
     yield "\n" + prose(
         f"Mixture on {found['shape']}, {found['rows']} rows a batch, {found['rounds']} rounds. *per choice* runs every "
         "choice as a row of its own; *grouped*, as lm-evaluation-harness has it by default, choices that differ in "
-        "their last token alone share a row, so that letters take one row a question. Ours computes the whole vocabulary "
-        "at the answer position, not the letters' rows alone: the mass on the letters needs it."
+        "their last token alone share a row, so that letters take one row a question. Ours computes the whole "
+        "vocabulary at the answer position, not the letters' rows alone: the mass on the letters needs it."
     )
     for kind in ("letters", "options"):
         one = found[kind]
@@ -134,8 +135,8 @@ def _ensembles(found: Mapping[str, Any]) -> Iterator[str]:
     base, members = (found["bytes"][name] / 1e6 for name in ("base", "three members beside it"))
     yield "\n" + prose(
         f"Drawn over most likely experts: {_in_words(found['drawn over most likely experts'])}. The base takes "
-        f"{base:.1f} MB once, three members of rank 80 beside it {members:.1f} MB. Every sample and every member is a pass of its "
-        "own: members are not batched, and they do not share the prompt's prefix."
+        f"{base:.1f} MB once, three members of rank 80 beside it {members:.1f} MB. Every sample and every member is a "
+        "pass of its own: members are not batched, and they do not share the prompt's prefix."
     )
 
 

@@ -38,8 +38,8 @@ def most_that_fit(attempt: Callable[[int], None], most: int) -> int:
             fits = number
         except torch.OutOfMemoryError:
             too_many = number
-        gc.collect()
         if torch.cuda.is_available():
+            gc.collect()
             torch.cuda.empty_cache()
         number = (fits + too_many) // 2
     if not fits:
