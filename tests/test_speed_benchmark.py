@@ -382,6 +382,14 @@ def test_results_of_another_size_or_device_are_never_mixed(quick, capsys):
     assert (quick / "docs/speed.json").read_text() == before
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+def test_a_gpu_s_run_without_a_gpu_is_refused_before_anything_is_written(quick, capsys):
+    with pytest.raises(SystemExit):
+        main(["--size", "gpu", *ONE_PART])
+    assert "need a GPU that PyTorch can use" in capsys.readouterr().err
+    assert not list(quick.iterdir())
+
+
 def test_the_page_alone_is_written_again_without_measuring(quick, capsys):
     with pytest.raises(SystemExit):
         main(["--page-only"])

@@ -36,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         if other := _of_another_run(results, given.size, device):
             parser.error(f"{output} has {other}; results of {given.size} on {device} need an --output of their own")
+        if device == "cuda" and not _has_a_gpu():
+            parser.error("size gpu and --device cuda need a GPU that PyTorch can use, and there is none here")
         _measure(given, device, output, results)
     from benchmarks.speed.page import write_page
 
@@ -58,6 +60,12 @@ def _parser() -> argparse.ArgumentParser:
         help="results, the page beside it; if left out docs/speed.json, docs/speed-gpu.json or build/speed-smoke.json",
     )
     return parser
+
+
+def _has_a_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _of_another_run(results: dict[str, Any], size: str, device: str) -> str | None:
