@@ -338,9 +338,10 @@ def test_the_page_in_the_documentation_is_that_of_its_results(tmp_path):
     docs = Path(__file__).parents[1] / "docs"
     for results in docs.glob("speed*.json"):
         copy = tmp_path / results.name
-        write_page(json.loads(results.read_text()), copy.with_suffix(".md"))
+        found = json.loads(results.read_text())
+        write_page(found, copy.with_suffix(".md"))
         assert copy.with_suffix(".md").read_text() == results.with_suffix(".md").read_text()
-        assert "/work/" not in results.read_text()
+        assert not any(" /" in part["run"]["command"] for part in found.values())
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 """The memory of one training step: bytes that the graph keeps, and the peak of what is allocated.
 
-Both are exact and the same in every run: storages seen by autograd's hooks for saved tensors, each once, weights left
-out; and the running sum of the allocator's events. The peak that the operating system sees says nothing of a step:
-making the base model takes more.
+Both are exact and, for the same random router, the same in every run: storages seen by autograd's hooks for saved
+tensors, each once, weights left out; and the running sum of the allocator's events. The peak that the operating system
+sees says nothing of a step: making the base model takes more.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _of_one(
     base: nn.Module, batch: dict[str, Tensor], name: str, dropout: float, checkpointing: bool, settings: Settings
 ) -> dict[str, Any]:
     arm, _, arithmetic = name.partition(", ")
-    torch.manual_seed(0)  # which experts a random router chooses moves the sorted way's peak by a few per cent
+    torch.manual_seed(0)  # which experts a random router chooses can move the peak of the sorted way
     model = arms.models(base, [arm], dropout)[arm].train()
     if arithmetic:
         use_arithmetic(model, arithmetic)  # type: ignore[arg-type]

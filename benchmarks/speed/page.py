@@ -44,7 +44,8 @@ OF_VERDICTS = (
 )
 
 MEMORY_HEAD = """
-Peak memory of a training step over LoRA r80, target {goal} in every case; exact. A {device} takes the {way} way.
+Peak memory of a training step over LoRA r80, target {goal} in every case; exact, for one router. A {device} takes the
+{way} way.
 
 | case | layers | dropout | checkpointing | {arms} |
 |---|---|---|---|{lines}"""

@@ -3,8 +3,9 @@
 The per-choice scorer does what lm-evaluation-harness does for a multiple-choice task: a row per choice, rows sorted
 by length, padded on the right, logits at every position, log-softmax over the vocabulary, sum over the choice's
 tokens. With grouping, as the harness has it by default, choices that differ in their last token alone share a row:
-all letters of a question do, texts of several tokens hardly ever. The bare arm runs the model on the texts that ours
-scores, in the same batches, and throws the result away. Nothing keeps keys and values, all run in inference mode.
+all letters of a question do, texts of several tokens hardly ever. The bare arm runs the model on every text that ours
+scores, from its first token on, in batches of the same questions, and throws the result away. No scorer but ours may
+keep keys and values; all run in inference mode.
 """
 
 from __future__ import annotations

@@ -35,7 +35,8 @@ def _memory(found: Mapping[str, Any]) -> Iterator[str]:
     yield "\n" + prose(
         "MB, and over LoRA r80 in the same row. *Peak*: of the allocator in a step, gradients included; *kept*: what "
         "the graph keeps beside weights, each storage once. `dense` and `autograd` are other ways to compute the slots "
-        "of `ffn_block` (`uq4ct/adapters/slots.py`). Gradient checkpointing makes everything in a layer again."
+        "of `ffn_block` (`uq4ct/adapters/slots.py`). Gradient checkpointing makes everything in a layer again. All of "
+        "one random router (seed 0): how evenly tokens fall on experts can move the peak of the `sorted` way."
     )
     arms = list(found["cases"][0]["arms"])
     for kind, name in (("allocated", "peak"), ("saved", "kept")):

@@ -33,18 +33,24 @@ def most_that_fit(attempt: Callable[[int], None], most: int) -> int:
     fits, too_many = 0, most + 1
     number = most
     while too_many - fits > 1:
+        _forget_what_is_over()
         try:
             attempt(number)
             fits = number
         except torch.OutOfMemoryError:
             too_many = number
-        if torch.cuda.is_available():
-            gc.collect()
-            torch.cuda.empty_cache()
         number = (fits + too_many) // 2
+    _forget_what_is_over()
     if not fits:
         raise torch.OutOfMemoryError("not even one layer fits")
     return fits
+
+
+def _forget_what_is_over() -> None:
+    """Free the GPU memory of models that nothing but a cycle of references holds."""
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def _name(case: Training) -> str:
