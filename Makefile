@@ -38,7 +38,7 @@ check: $(READY) ## Lint, check types and the direction of imports
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-bench: $(READY) ## Time and weigh the mixture beside plain LoRA; write docs/speed.md (half an hour, best on a quiet machine)
+bench: $(READY) ## Time and weigh the mixture beside plain LoRA; write docs/speed.md (25 minutes, best on a quiet machine)
 	@$(BIN)/python -m benchmarks.speed
 
 docs-errors: $(READY) ## Write docs/errors.md, the messages for bad input, from real runs

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from uq4ct.scoring import uq4ct_loss
 
 PLAIN, CALIBRATED = Objective(), Objective(calibration_weight=1.0, balance_weight=0.01)
 DROPOUT = 0.05
+Precision = Callable[[], AbstractContextManager[object]]
 MIXTURE: dict[str, Any] = {"num_experts": 8, "top_k": 2, "r": 16, "lora_alpha": 32}
 
 
@@ -45,7 +47,7 @@ def matched_rank(base: nn.Module, routing: Any = "ffn_block") -> int:
     return round(mixture_parameters(base, routing, MIXTURE["num_experts"], MIXTURE["r"]) / lora_parameters(base))
 
 
-def models(base: nn.Module, names: list[str], dropout: float = DROPOUT) -> dict[str, nn.Module]:
+def models(base: nn.Module, names: Sequence[str], dropout: float = DROPOUT) -> dict[str, nn.Module]:
     """Return the named arms, all on the same base weights."""
     build: dict[str, Callable[[], nn.Module]] = {
         "base": lambda: same_weights(base),
@@ -60,20 +62,20 @@ def models(base: nn.Module, names: list[str], dropout: float = DROPOUT) -> dict[
     return {name: build[name]() for name in names}
 
 
-def training_step(model: nn.Module, batch: Mapping[str, Tensor], objective: Objective) -> Callable[[], None]:
-    """Return one step of training: forward, loss, backward, AdamW; of the base alone: forward and backward."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def training_step(
+    model: nn.Module, batch: Mapping[str, Tensor], objective: Objective, precision: Precision = nullcontext
+) -> Callable[[], None]:
+    """Return one step of training: forward, loss, backward, AdamW; of the base alone: forward and backward.
+
+    ``precision`` makes what forward pass and loss run under; backward pass and optimizer take their dtypes from there.
+    """
     model.train()
-    if not trained:
-        return lambda: _backward_through(model, batch)
-    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
 
-    def step() -> None:
-        uq4ct_loss(model, batch, objective).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    def forward() -> Tensor:
+        with precision():
+            return uq4ct_loss(model, batch, objective).loss
 
-    return step
+    return _training(model, forward)
 
 
 def objective_of(name: str) -> Objective:
@@ -81,29 +83,48 @@ def objective_of(name: str) -> Objective:
     return CALIBRATED if name.startswith(("ffn_block", "per_linear")) else PLAIN
 
 
-def _backward_through(model: nn.Module, batch: Mapping[str, Tensor]) -> None:
-    """Carry gradients through the frozen base to its embeddings, as an adapter in the first layer makes it do."""
-    embeddings = model.get_input_embeddings()
-    handle = embeddings.register_forward_hook(lambda module, args, output: output.detach().requires_grad_())
-    try:
-        uq4ct_loss(model, batch, PLAIN).loss.backward()
-    finally:
-        handle.remove()
-
-
-def bare_step(model: nn.Module, batch: Mapping[str, Tensor]) -> Callable[[], None]:
+def bare_step(model: nn.Module, batch: Mapping[str, Tensor], precision: Precision = nullcontext) -> Callable[[], None]:
     """Return a training step on cross entropy that neither records the routing nor computes a loss on it."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
     extra = {"logits_to_keep": 1, "use_cache": False}
 
-    def step() -> None:
+    def forward() -> Tensor:
         mask = batch["attention_mask"]
         positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
-        logits = model(input_ids=batch["input_ids"], attention_mask=mask, position_ids=positions, **extra).logits[:, -1]
-        letters = logits.float().gather(-1, batch["choice_ids"])
-        torch.nn.functional.cross_entropy(letters, batch["answer"]).backward()
+        with precision():
+            output = model(input_ids=batch["input_ids"], attention_mask=mask, position_ids=positions, **extra)
+            letters = output.logits[:, -1].float().gather(-1, batch["choice_ids"])
+            return torch.nn.functional.cross_entropy(letters, batch["answer"])
+
+    return _training(model, forward)
+
+
+def _training(model: nn.Module, forward: Callable[[], Tensor]) -> Callable[[], None]:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True) if trained else None
+
+    def step() -> None:
+        if optimizer is None:
+            with _gradients_from_the_first_projections(model):
+                forward().backward()
+            return
+        forward().backward()
         optimizer.step()
         optimizer.zero_grad()
 
     return step
+
+
+@contextmanager
+def _gradients_from_the_first_projections(model: nn.Module) -> Iterator[None]:
+    """Carry gradients through the frozen base as far as adapters do: to what layer 0's q, k and v put out.
+
+    Nothing before them trains, so that no arm computes the gradient of their input.
+    """
+    attention = model.get_submodule("model.layers.0.self_attn")
+    projections = [attention.get_submodule(f"{role}_proj") for role in "qkv"]
+    handles = [one.register_forward_hook(lambda module, args, output: output.requires_grad_()) for one in projections]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.speed import arms, measure
-from benchmarks.speed.memory import _saved
+from benchmarks.speed.memory import saved
 from benchmarks.speed.settings import Settings
 from benchmarks.speed.shapes import SHAPES, base_model, batch_of
+from uq4ct.adapters.layers import use_arithmetic
+from uq4ct.adapters.slots import Arithmetic
 from uq4ct.scoring import uq4ct_loss
+
+
+class Point(NamedTuple):
+    """One mixture on one batch: options of ``arms.mixture``, and rows x tokens."""
+
+    options: dict[str, Any]
+    rows: int
+    tokens: int
+
+
+class Curve(NamedTuple):
+    """Points by name, one of which the others are divided by, and how their slots are computed."""
+
+    name: str
+    reference: str
+    points: dict[str, Point]
+    arithmetic: Arithmetic = "auto"
 
 
 def run(settings: Settings) -> dict[str, Any]:
@@ -18,32 +37,36 @@ def run(settings: Settings) -> dict[str, Any]:
     one_layer = SHAPES[shape].with_layers(1)
     base = base_model(one_layer, settings.device, settings.dtype)
     found: dict[str, Any] = {"shape": shape, "size": [rows, tokens], "rounds": rounds, "curves": {}}
-    for name, reference, points in _curves(rows, tokens):
-        steps, saved = {}, {}
-        for point, (options, size) in points.items():
-            batch = batch_of(one_layer, *size, settings.device)
-            model = arms.mixture(base, **options).train()
-            steps[point] = arms.training_step(model, batch, arms.CALIBRATED)
-            saved[point] = _saved(model, lambda m=model, b=batch: uq4ct_loss(m, b, arms.CALIBRATED).loss)
-        measured = measure.rounds(steps, rounds, device=settings.device)
-        found["curves"][name] = {
-            "reference": reference,
-            "points": {
-                point: {**row, "saved": saved[point]} for point, row in measure.against(measured, reference).items()
-            },
-        }
+    for curve in curves(rows, tokens):
+        steps, kept = {}, {}
+        for name, point in curve.points.items():
+            batch = batch_of(one_layer, point.rows, point.tokens, settings.device)
+            model = arms.mixture(base, **point.options)
+            use_arithmetic(model, curve.arithmetic)
+            steps[name] = arms.training_step(model, batch, arms.CALIBRATED, settings.precision)
+            with settings.precision():
+                kept[name] = saved(model, lambda m=model, b=batch: uq4ct_loss(m, b, arms.CALIBRATED).loss)  # type: ignore[misc]
+        measured = measure.against(measure.rounds(steps, rounds, device=settings.device), curve.reference)
+        points = {name: {**row, "saved": kept[name]} for name, row in measured.items()}
+        found["curves"][curve.name] = {"reference": curve.reference, "points": points}
     return found
 
 
-def _curves(rows: int, tokens: int) -> Iterator[tuple[str, str, dict[str, tuple[dict[str, Any], tuple[int, int]]]]]:
-    """Yield each curve's name, reference point and points: options of the mixture and size of the batch."""
-    size = (rows, tokens)
-    numbers = (1, 2, 4, 8, 16, 32, 64)
-    counts = {str(n): {"num_experts": n, "top_k": min(n, 2)} for n in numbers}
+def curves(rows: int, tokens: int) -> Iterator[Curve]:
+    """Yield every curve; points of a flat one differ in the number of experts alone, at the same N r."""
+    counts = {str(n): {"num_experts": n, "top_k": min(n, 2)} for n in (1, 2, 4, 8, 16, 32, 64)}
     equally_large = {n: {**counts[n], "r": 128 // int(n), "lora_alpha": 256 // int(n)} for n in counts}
-    yield "experts, N r = 128", "8", {n: (options, size) for n, options in equally_large.items()}
-    yield "experts of rank 16", "8", {n: (options, size) for n, options in counts.items()}
-    yield "rank", "16", {str(r): ({"r": r, "lora_alpha": 2 * r}, size) for r in (4, 8, 16, 32, 64)}
-    yield "slots", "2", {str(k): ({"top_k": k}, size) for k in (1, 2, 3, 4, 8)}
-    yield "tokens", str(tokens), {str(t): ({}, (rows, t)) for t in (tokens // 2, tokens, 2 * tokens, 4 * tokens)}
-    yield "rows", str(rows), {str(b): ({}, (b, tokens)) for b in (1, rows, 2 * rows, 4 * rows)}
+
+    def on_the_batch(options: dict[str, dict[str, Any]]) -> dict[str, Point]:
+        return {name: Point(some, rows, tokens) for name, some in options.items()}
+
+    yield Curve("experts, N r = 128", "8", on_the_batch(equally_large))
+    yield Curve("experts, N r = 128, dense", "8", on_the_batch(equally_large), "dense")
+    yield Curve("experts of rank 16", "8", on_the_batch(counts))
+    yield Curve("experts of rank 16, dense", "8", on_the_batch(counts), "dense")
+    yield Curve("rank", "16", on_the_batch({str(r): {"r": r, "lora_alpha": 2 * r} for r in (4, 8, 16, 32, 64)}))
+    yield Curve("slots", "2", on_the_batch({str(k): {"top_k": k} for k in (1, 2, 3, 4, 8)}))
+    yield Curve("slots, dense", "2", on_the_batch({str(k): {"top_k": k} for k in (1, 2, 3, 4, 8)}), "dense")
+    lengths = (tokens // 2, tokens, 2 * tokens, 4 * tokens)
+    yield Curve("tokens", str(tokens), {str(t): Point({}, rows, t) for t in lengths})
+    yield Curve("rows", str(rows), {str(b): Point({}, b, tokens) for b in (1, rows, 2 * rows, 4 * rows)})

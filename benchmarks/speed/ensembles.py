@@ -27,9 +27,9 @@ PASS, HASHED, OWN, MEMBER, MIXTURE, DRAWN = (
 
 def run(settings: Settings) -> dict[str, Any]:
     """Return the time of each kind of pass over a plain one, and the bytes that three members add to one base."""
-    shape, rows, tokens, rounds = settings.curves
+    shape, rows, tokens, rounds = settings.ensembles
     base = base_model(SHAPES[shape], settings.device, settings.dtype)
-    batch = batch_of(SHAPES[shape], 8 * rows, tokens // 2, settings.device)
+    batch = batch_of(SHAPES[shape], rows, tokens, settings.device)
     lora, training, members = arms.lora(base, 80).eval(), arms.lora(base, 80).train(), arms.lora(base, 80).eval()
     config = LoraConfig(r=80, lora_alpha=160, lora_dropout=0.05, target_modules=linear_targets(base))
     for name in ("second", "third"):
@@ -38,7 +38,7 @@ def run(settings: Settings) -> dict[str, Any]:
     mixture = arms.mixture(base).eval()
 
     def plain(model: Any = lora) -> None:
-        with torch.inference_mode():
+        with torch.inference_mode(), settings.precision():
             score(model, batch)
 
     def hashed() -> None:
@@ -62,15 +62,15 @@ def run(settings: Settings) -> dict[str, Any]:
         MIXTURE: lambda: plain(mixture),
         DRAWN: drawn,
     }
-    measured = measure.rounds(works, 2 * rounds, device=settings.device)
+    measured = measure.rounds(works, rounds, device=settings.device)
     own = {parameter.data_ptr() for parameter in base.parameters()}
     added = sum(p.nbytes for p in members.parameters() if p.data_ptr() not in own)
     return {
         "shape": shape,
-        "rows": 8 * rows,
-        "tokens": tokens // 2,
-        "rounds": 2 * rounds,
+        "rows": rows,
+        "tokens": tokens,
+        "rounds": rounds,
         "against a pass": measure.against(measured, PASS),
-        "drawn over most likely experts": {c: measure.ratio(measured, DRAWN, MIXTURE, c) for c in ("wall", "cpu")},
+        "drawn over most likely experts": measure.both(measured, DRAWN, MIXTURE),
         "bytes": {"base": sum(p.nbytes for p in base.parameters()), "three members beside it": added},
     }

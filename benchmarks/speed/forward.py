@@ -24,7 +24,7 @@ def run(settings: Settings) -> dict[str, Any]:
         base = base_model(SHAPES[shape], settings.device, settings.dtype)
         ids = batch_of(SHAPES[shape], rows, tokens, settings.device)["input_ids"]
         built = {name: model.eval() for name, model in arms.models(base, NAMES).items()}
-        works = {name: _forward(model, ids) for name, model in built.items()}
+        works = {name: _forward(model, ids, settings) for name, model in built.items()}
         measured = measure.rounds(works, rounds, device=settings.device)
         found[shape] = {
             "rows": rows,
@@ -36,17 +36,17 @@ def run(settings: Settings) -> dict[str, Any]:
     return found
 
 
-def _forward(model: Any, ids: torch.Tensor) -> Any:
+def _forward(model: Any, ids: torch.Tensor, settings: Settings) -> Any:
     def work() -> None:
-        with torch.inference_mode():
+        with torch.inference_mode(), settings.precision():
             model(input_ids=ids, use_cache=False)
 
     return work
 
 
 def _package(settings: Settings, shape: Shape, rows: int, tokens: int, rounds: int) -> Any:
-    """Run the package on an adapter of ours in its format; None where no interpreter was named."""
-    if settings.mixlora_python is None:
+    """Run the package on an adapter of ours in its format; None where no interpreter was named, and on a GPU."""
+    if settings.mixlora_python is None or settings.device != "cpu":
         return None
     from uq4ct.adapters.published import write_published
 
@@ -54,10 +54,12 @@ def _package(settings: Settings, shape: Shape, rows: int, tokens: int, rounds: i
     with tempfile.TemporaryDirectory() as folder:
         write_published(arms.mixture(base_model(small)), Path(folder))
         sizes = {"width": shape.width, "inner": shape.inner, "heads": shape.heads, "key_heads": shape.key_heads}
-        request = json.dumps({**sizes, "rows": rows, "tokens": tokens, "rounds": rounds, "adapter": folder})
+        size = {"rows": rows, "tokens": tokens, "rounds": rounds, "threads": settings.threads}
+        request = json.dumps({**sizes, **size, "adapter": folder})
         script = str(Path(__file__).with_name("mixlora_package.py"))
         command = [*settings.mixlora_python.split(), script, request]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command[:-1])}: {done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    found = json.loads(done.stdout.splitlines()[-1])
+    return {**found, **{clock: measure.summary(found[clock]) for clock in ("wall", "cpu")}}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 from benchmarks.speed import arms, measure
@@ -20,7 +20,15 @@ def run(settings: Settings) -> dict[str, Any]:
         base = base_model(SHAPES[shape], settings.device, settings.dtype)
         question = [{"input_ids": [10 + i % 400 for i in range(tokens)], "choice_ids": [1, 2, 3, 4], "answer": 0}]
         built = arms.models(base, NAMES)
-        works = {name: partial(score_all, model, question, 0, 1) for name, model in built.items()}
+        works = {name: _answer(model, question, settings) for name, model in built.items()}
         measured = measure.rounds(works, rounds, device=settings.device)
         found[shape] = {"tokens": tokens, "rounds": rounds, "against base": measure.against(measured, "base")}
     return found
+
+
+def _answer(model: Any, question: list[dict], settings: Settings) -> Callable[[], None]:
+    def work() -> None:
+        with settings.precision():
+            score_all(model, question, 0, 1)
+
+    return work

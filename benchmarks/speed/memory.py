@@ -1,22 +1,22 @@
-"""The memory of one training step: bytes that the graph keeps, and the peak of what is allocated, in a process per arm.
+"""The memory of one training step: bytes that the graph keeps, and the peak of what is allocated.
 
-Both are exact and the same in every run: storages seen by autograd's hooks for saved tensors, each once, weights left
-out; and the running sum of the allocator's events. The peak that the operating system sees says nothing of a step:
-making the base model takes more.
+Both are exact and, for the same random router, the same in every run: storages seen by autograd's hooks for saved
+tensors, each once, weights left out; and the running sum of the allocator's events. The peak that the operating system
+sees says nothing of a step: making the base model takes more.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
+import gc
+from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.speed import arms
+from benchmarks.speed import arms, measure
 from benchmarks.speed.settings import Settings
 from benchmarks.speed.shapes import SHAPES, base_model, batch_of
 from uq4ct.adapters.layers import use_arithmetic
@@ -26,70 +26,49 @@ NAMES = ["lora r80", "ffn_block", "ffn_block, dense", "ffn_block, autograd", "pe
 
 
 def run(settings: Settings) -> dict[str, Any]:
-    """Return the three numbers of each arm, with and without checkpointing, and their ratios to LoRA r80."""
-    found: dict[str, Any] = {}
-    for shape, rows, tokens in settings.memory:
-        for checkpointing in (False, True):
-            numbers = {name: _in_a_process(name, shape, rows, tokens, checkpointing, settings) for name in NAMES}
-            for each in numbers.values():
-                each["over lora r80"] = {
-                    key: round(value / numbers["lora r80"][key], 4)
-                    for key, value in each.items()
-                    if isinstance(value, int) and numbers["lora r80"][key]
-                }
-            found[f"{shape}, {'with' if checkpointing else 'without'} checkpointing"] = {
-                "rows": rows,
-                "tokens": tokens,
-                "arms": numbers,
-            }
-    return found
+    """Return for each case the two numbers of every arm and their ratios to LoRA r80."""
+    cases = []
+    for shape, rows, tokens, numbers_of_layers, dropouts in settings.memory:
+        for layers in numbers_of_layers:
+            cut = SHAPES[shape].with_layers(layers)
+            base = base_model(cut, settings.device, settings.dtype)
+            batch = batch_of(cut, rows, tokens, settings.device)
+            for dropout, checkpointing in product(dropouts, (False, True)):
+                case = {"shape": shape, "layers": layers, "rows": rows, "tokens": tokens}
+                case |= {"dropout": dropout, "checkpointing": checkpointing}
+                with measure.small_heap():
+                    numbers = {name: _of_one(base, batch, name, dropout, checkpointing, settings) for name in NAMES}
+                reference = dict(numbers["lora r80"])
+                for each in numbers.values():
+                    each["over lora r80"] = {key: round(each[key] / reference[key], 4) for key in reference}
+                cases.append({**case, "arms": numbers})
+    return {"cases": cases}
 
 
-def _in_a_process(name: str, shape: str, rows: int, tokens: int, checkpointing: bool, settings: Settings) -> Any:
-    request = [name, shape, rows, tokens, checkpointing, settings.device, settings.autocast]
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.speed.memory", json.dumps(request)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}: {done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def measure_one(
-    name: str, shape: str, rows: int, tokens: int, checkpointing: bool, device: str, autocast: bool
-) -> dict[str, int]:
-    """Return the bytes of one arm's training step."""
-    dtype = torch.bfloat16 if autocast else torch.float32
-    base = base_model(SHAPES[shape], device, dtype)
-    batch = batch_of(SHAPES[shape], rows, tokens, device)
+def _of_one(
+    base: nn.Module, batch: dict[str, Tensor], name: str, dropout: float, checkpointing: bool, settings: Settings
+) -> dict[str, Any]:
     arm, _, arithmetic = name.partition(", ")
-    model = arms.models(base, [arm])[arm].train()
+    torch.manual_seed(0)  # which experts a random router chooses can move the peak of the sorted way
+    model = arms.models(base, [arm], dropout)[arm].train()
     if arithmetic:
         use_arithmetic(model, arithmetic)  # type: ignore[arg-type]
     if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     objective = arms.objective_of(arm)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
+    step = arms.training_step(model, batch, objective, settings.precision)
+    step()  # the optimizer's state is there before and after
+    gc.collect()
 
-    def loss() -> torch.Tensor:
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=autocast):
+    def loss() -> Tensor:
+        with settings.precision():
             return uq4ct_loss(model, batch, objective).loss
 
-    def step() -> None:
-        loss().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    if device != "cpu":
-        step()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step()
-        return {"saved": _saved(model, loss), "allocated": torch.cuda.max_memory_allocated() - before}
-    step()
-    return {"saved": _saved(model, loss), "allocated": _allocated(step)}
+    return {"saved": saved(model, loss), "allocated": allocated(step, settings.device)}
 
 
-def _saved(model: nn.Module, loss: Any) -> int:
+def saved(model: nn.Module, loss: Callable[[], Tensor]) -> int:
+    """Return the bytes that the graph of a loss keeps beside the model's own tensors, each storage once."""
     own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
     kept: dict[int, int] = {}
 
@@ -104,8 +83,13 @@ def _saved(model: nn.Module, loss: Any) -> int:
     return sum(kept.values())
 
 
-def _allocated(step: Any) -> int:
+def allocated(step: Callable[[], None], device: str = "cpu") -> int:
     """Return the largest running sum of what is allocated and freed during a step."""
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        return torch.cuda.max_memory_allocated() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         step()
     events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -114,8 +98,3 @@ def _allocated(step: Any) -> int:
         total += event.nbytes()
         most = max(most, total)
     return most
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    print(json.dumps(measure_one(*json.loads(sys.argv[1]))))
