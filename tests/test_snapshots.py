@@ -8,13 +8,15 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import peft
 import pytest
 from training_runs import At
 from training_toys import llama, questions
 
-from uq4ct.adapting import ADAPTER, Bench, TrainConfig, train_adapter
+from uq4ct.adapting import ADAPTER, Bench, TrainConfig, load_adapter, train_adapter
 from uq4ct.losses.objective import Objective
+from uq4ct.scoring import score_all
 from uq4ct.snapshots import save_adapter, snapshot_folder
 from uq4ct.training import CalibratedTrainer, Interrupted
 
@@ -81,3 +83,13 @@ def test_the_same_adapter_is_saved_as_the_same_bytes_in_every_process(tmp_path):
     save_adapter(peft.get_peft_model(llama(), config), tmp_path / "a")
     assert json.loads((tmp_path / "a" / "adapter_config.json").read_text())["target_modules"] == sorted(names)
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == sorted(ADAPTER)
+
+
+def test_a_model_trained_with_autocast_answers_as_it_does_when_loaded(tmp_path):
+    """Autocast is for the updates: what is saved with a run must come out of the run that is opened later."""
+    own = bench(tmp_path / "run", tmp_path / "store")
+    own = replace(own, train=own.train.model_copy(update={"bf16": True, "learning_rate": 0.05}))
+    trained = train_adapter(own, LORA, Objective()).model
+    loaded = load_adapter(llama(), tmp_path / "run")
+    found, expected = (score_all(model, questions(6), 0, 3)[0] for model in (trained, loaded))
+    np.testing.assert_array_equal(found, expected)

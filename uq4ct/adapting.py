@@ -267,6 +267,8 @@ def _train(
         discard_beyond_missing(bench.folder, snapshots)
     wait_for_all()
     training.train(resume_from_checkpoint=bench.resume)
+    # with bf16 or fp16 accelerate leaves autocast in the model's forward, and a loaded model has none: take it off
+    training.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     model.eval()
     if training.is_world_process_zero():
         save_adapter(model, bench.folder)
