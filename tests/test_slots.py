@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -132,6 +134,31 @@ def test_less_is_kept_than_by_autograd_and_no_more_with_more_slots(arithmetic, m
     row = TOKENS * 600 * 8
     assert two < 4.3 * row < 8 * row < saved_bytes(Slots(2), "autograd")
     assert four < three + 0.3 * row < 1.3 * row
+
+
+def peak_bytes(run) -> int:
+    """Return the largest running sum of what is allocated and freed while ``run`` runs."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
+        run()
+    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return max(itertools.accumulate(event.nbytes() for event in events))
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+def test_a_backward_pass_holds_little_beside_its_gradients_even_when_all_tokens_choose_the_same_experts(
+    dropout, monkeypatch
+):
+    monkeypatch.setitem(globals(), "TOKENS", 300)
+    monkeypatch.setitem(globals(), "INNER", 2000)
+    slots = Slots(base=torch.float32, adapter=torch.float32)
+    slots.chosen = F.one_hot(torch.tensor([[0, 2]] * TOKENS), EXPERTS).bool().movedim(1, 0)
+    slots.keep = torch.rand(TOKENS, INNER) > 0.4 if dropout else None
+    mixed, adapted = slots("sorted")
+    one, other, row = torch.randn_like(mixed), torch.randn_like(adapted), TOKENS * INNER * 4
+    gradients = [leaf.numel() * 4 for leaf in slots.leaves]
+    peak = peak_bytes(lambda: torch.autograd.grad([mixed, adapted], slots.leaves, [one, other]))
+    assert sum(gradients) < peak < sum(gradients) + 1.7 * row
 
 
 def test_a_dropout_mask_keeps_the_share_that_it_should():
