@@ -13,6 +13,7 @@ from training_toys import mixture, questions
 from uq4ct.adapters import record_routing
 from uq4ct.adapters.bottleneck import bottleneck, keep_mask
 from uq4ct.adapters.layers import FfnMixture, use_arithmetic
+from uq4ct.adapters.mixture import route
 from uq4ct.adapters.slots import Branch, slot_activations
 from uq4ct.losses.objective import Objective
 from uq4ct.scoring import collate, uq4ct_loss
@@ -200,6 +201,23 @@ def test_a_dropped_projection_has_the_gradients_of_autograd_and_keeps_its_input_
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         bottleneck(x, A, 0.5, keep)
     assert {id(tensor) for tensor in kept} <= {id(x), id(A), id(keep)}
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_router_and_a_projection_keep_a_half_precision_input_itself_and_have_the_gradients_of_a_cast(autocast):
+    x, router, A = (torch.randn(shape).requires_grad_() for shape in ((2, 3, 8), (4, 8), (4, 8)))
+    half, kept = x.detach().bfloat16().requires_grad_(), []
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+            ours = [route(half, router, 2)[0].probabilities, bottleneck(half, A, 0.5)]
+        plain = [F.linear(half.float(), A)]
+    with torch.autocast("cpu", enabled=False):
+        plain = [F.linear(half.float(), router).softmax(-1), 0.5 * plain[0]]
+    assert [t for t in kept if t.numel() == x.numel() and t.data_ptr() != half.data_ptr()] == []
+    found = [torch.autograd.grad(sum(z.sin().sum() for z in both), [half, router, A]) for both in (ours, plain)]
+    for one, other in zip([*ours, *found[0]], [*plain, *found[1]], strict=True):
+        assert one.dtype == other.dtype
+        torch.testing.assert_close(one, other, atol=2e-2 * other.abs().max().item(), rtol=0)
 
 
 # ---- a whole model: the same gradients, those of the losses on the routing included

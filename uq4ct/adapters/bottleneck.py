@@ -34,11 +34,23 @@ def bottleneck(
     tensor([[10.]])
     """
     if keep is None:
-        return scaling * F.linear(x.to(A.dtype), A)  # scaled here, where the tensor is smallest
+        return scaling * project(x, A.to(compute_dtype(A)))  # scaled here, where the tensor is smallest
     wanted = torch.is_grad_enabled() and (x.requires_grad or A.requires_grad)
     if by_hand and wanted and not torch.compiler.is_compiling():
         return _Dropped.apply(x, A.to(compute_dtype(A)), keep, scaling)
     return scaling * F.linear((x * keep.to(x.dtype)).to(A.dtype), A)
+
+
+def project(x: Float[Tensor, "*tokens in"], weight: Float[Tensor, "columns in"]) -> Float[Tensor, "*tokens columns"]:
+    """Return x W^T in the dtype of ``weight``, whatever autocast says, keeping ``x`` itself and not its cast.
+
+    >>> project(torch.ones(1, 2, dtype=torch.bfloat16), torch.ones(1, 2))
+    tensor([[2.]])
+    """
+    with torch.autocast(device_type=x.device.type, enabled=False):
+        if x.dtype == weight.dtype or torch.compiler.is_compiling():
+            return F.linear(x.to(weight.dtype), weight)
+        return _Projected.apply(x, weight)
 
 
 def keep_mask(shape: Sequence[int], probability: float, device: torch.device) -> Bool[Tensor, ...]:
@@ -64,6 +76,27 @@ def compute_dtype(parameter: Tensor) -> torch.dtype:
     """Return the dtype in which a matrix product with the parameter runs, autocast included."""
     device = parameter.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else parameter.dtype
+
+
+class _Projected(torch.autograd.Function):
+    """Project an input in the dtype of the weight, and cast it again for the gradient, which has one of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.linear(x.to(weight.dtype), weight)
+
+    @staticmethod
+    def backward(ctx: Any, d_z: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        with torch.autocast(device_type=x.device.type, enabled=False):
+            d_x = (d_z @ weight).to(x.dtype) if ctx.needs_input_grad[0] else None
+            d_weight = _rows(d_z).T @ _rows(x).to(weight.dtype) if ctx.needs_input_grad[1] else None
+        return d_x, d_weight
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
 
 
 class _Dropped(torch.autograd.Function):

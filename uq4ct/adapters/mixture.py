@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from uq4ct.adapters.bottleneck import bottleneck, compute_dtype, keep_mask
+from uq4ct.adapters.bottleneck import bottleneck, compute_dtype, keep_mask, project
 from uq4ct.adapters.router import LayerRouting
 from uq4ct.adapters.slots import Arithmetic, Branch, slot_activations
 
@@ -74,7 +74,7 @@ def route(
     """
     precision = torch.promote_types(hidden.dtype, torch.float32)
     with torch.autocast(device_type=hidden.device.type, enabled=False):
-        probabilities = F.linear(hidden.to(precision), router.to(precision)).softmax(dim=-1)
+        probabilities = project(hidden, router.to(precision)).softmax(dim=-1)
     return _keep(probabilities, probabilities, top_k)
 
 
