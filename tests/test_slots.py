@@ -12,7 +12,7 @@ from training_toys import mixture, questions
 
 from uq4ct.adapters import record_routing
 from uq4ct.adapters.bottleneck import bottleneck, keep_mask
-from uq4ct.adapters.layers import FfnMixture, use_arithmetic
+from uq4ct.adapters.layers import FfnMixture, LayerSettings, MixtureLinear, use_arithmetic
 from uq4ct.adapters.mixture import route
 from uq4ct.adapters.slots import Branch, slot_activations
 from uq4ct.losses.objective import Objective
@@ -201,6 +201,14 @@ def test_a_dropped_projection_has_the_gradients_of_autograd_and_keeps_its_input_
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         bottleneck(x, A, 0.5, keep)
     assert {id(tensor) for tensor in kept} <= {id(x), id(A), id(keep)}
+
+
+def test_the_input_of_a_linear_with_its_own_router_is_free_before_the_last_gradient_of_it_is_made():
+    layer = MixtureLinear(nn.Linear(2000, 8).requires_grad_(False))
+    layer.add_adapter("default", LayerSettings(rank=2, scaling=1.0, dropout=0.0, num_experts=4, top_k=2))
+    leaf = torch.randn(2, 150, 2000, requires_grad=True)
+    step = lambda: layer(leaf.neg()).sum().backward()  # noqa: E731 (the graph alone holds the input)
+    assert peak_bytes(step) < 3.5 * leaf.numel() * 4
 
 
 @pytest.mark.parametrize("autocast", [False, True])

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from uq4ct.adapters.mixture import (
     LowRank,
     Mixing,
-    Projection,
     adapt,
     ffn_mixture,
     linear_mixture,
@@ -191,10 +190,11 @@ class MixtureLinear(RoutedLayer):
         if args or kwargs:
             raise TypeError(_more_than_the_input(self.base_layer))
         settings = self.settings[adapter]
+        base = self.base_layer(x)  # ahead of the routing: see linear_mixture
         routing, _ = self.route(x, adapter)
-        projection = Projection(self.base_layer, LowRank(self.uqmoe_A[adapter], self.uqmoe_B[adapter]))
-        dropout = self.dropout(adapter)
-        return linear_mixture(x, projection, routing, mixing=settings.mixing, scaling=settings.scaling, dropout=dropout)
+        experts, dropout = LowRank(self.uqmoe_A[adapter], self.uqmoe_B[adapter]), self.dropout(adapter)
+        options: dict[str, Any] = {"mixing": settings.mixing, "scaling": settings.scaling, "dropout": dropout}
+        return linear_mixture(base, x, experts, routing, **options)
 
 
 class FfnMixture(RoutedLayer):

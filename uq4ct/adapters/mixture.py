@@ -137,19 +137,21 @@ def adapt(
 
 
 def linear_mixture(
+    base: Float[Tensor, "*tokens out"],
     x: Float[Tensor, "*tokens in"],
-    projection: Projection,
+    experts: LowRank,
     routing: LayerRouting,
     *,
     mixing: Mixing,
     scaling: float,
     dropout: float = 0.0,
 ) -> Float[Tensor, "*tokens out"]:
-    """Return W0 x + s * sum_k g_k B_k A_k x for one linear with its own router (section 5.2; g = w or R)."""
-    base = projection.base(x)
-    if projection.experts is None:
-        return base
-    return adapt(base, x, projection.experts, scaling, mixing_weights(routing, mixing), dropout)
+    """Return W0 x + s * sum_k g_k B_k A_k x for one linear with its own router (section 5.2; g = w or R).
+
+    ``base`` is W0 x, to be computed ahead of the routing: gradients are made in reverse, and the router is then done
+    with x before that of W0 x takes its place.
+    """
+    return adapt(base, x, experts, scaling, mixing_weights(routing, mixing), dropout)
 
 
 def ffn_mixture(
