@@ -12,7 +12,7 @@ from training_toys import mixture, questions
 
 from uq4ct.adapters import record_routing
 from uq4ct.adapters.bottleneck import bottleneck, keep_mask
-from uq4ct.adapters.layers import FfnMixture, LayerSettings, MixtureLinear, use_arithmetic
+from uq4ct.adapters.layers import FfnMixture, LayerSettings, LoraLinear, MixtureLinear, use_arithmetic
 from uq4ct.adapters.mixture import route
 from uq4ct.adapters.slots import Branch, slot_activations
 from uq4ct.losses.objective import Objective
@@ -184,6 +184,35 @@ def test_a_dropout_mask_keeps_the_share_that_it_should():
             error = columns[lane::4].mean() - (1 - probability)
             assert abs(error) < 4.5 * (probability * (1 - probability) / 250_000) ** 0.5
     assert not torch.equal(keep_mask((64,), 0.5, torch.device("cpu")), keep_mask((64,), 0.5, torch.device("cpu")))
+
+
+@pytest.mark.parametrize("probability", [1e-5, 0.99999, 0.999999])
+def test_a_dropout_mask_of_an_extreme_probability_keeps_the_share_that_it_should(probability):
+    torch.manual_seed(0)
+    rare = keep_mask((20_000, 1000), probability, torch.device("cpu"))
+    rare = ~rare if probability < 0.5 else rare
+    expected = rare.numel() * min(probability, 1 - probability)
+    assert abs(int(rare.sum()) - expected) < 4.5 * expected**0.5
+
+
+def test_a_dropout_mask_lies_on_its_device_whatever_the_default_one_is():
+    with torch.device("meta"):
+        assert keep_mask((3, 5), 0.5, torch.device("cpu")).device.type == "cpu"
+
+
+@pytest.mark.parametrize("layer_of", [LoraLinear, MixtureLinear])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_a_single_token_without_a_batch_trains_as_a_batch_of_one(layer_of, dropout):
+    layer = layer_of(nn.Linear(8, 6))
+    layer.add_adapter("default", LayerSettings(rank=2, scaling=1.0, dropout=dropout, num_experts=4, top_k=2))
+    nn.init.normal_(layer.uqmoe_B["default"])
+    x, found = torch.randn(8, requires_grad=True), []
+    for one in (x, x[None]):
+        torch.manual_seed(0)
+        y = layer(one)
+        found.append([y.flatten(), *torch.autograd.grad(y.sin().sum(), [x, *layer.uqmoe_A.parameters()])])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

@@ -54,20 +54,21 @@ def project(x: Float[Tensor, "*tokens in"], weight: Float[Tensor, "columns in"])
 
 
 def keep_mask(shape: Sequence[int], probability: float, device: torch.device) -> Bool[Tensor, ...]:
-    """Draw a dropout mask, true where an entry stays; on a CPU the probability is met to 1 in 65,536.
+    """Draw a dropout mask, true where an entry stays.
 
-    There four entries share a random number of 64 bits: a third of the time of ``bernoulli_``, which is as slow as the
-    matrix products of an adapter.
+    On a CPU four entries share a random number of 64 bits, which meets the probability to 1 in 65,536: a third of the
+    time of ``bernoulli_``, which is as slow as the matrix products of an adapter, and draws the masks of probabilities
+    for which that is too coarse.
 
     >>> keep_mask((3, 400), 0.25, torch.device("cpu")).shape
     torch.Size([3, 400])
     """
     if torch.compiler.is_compiling():
         return torch.rand(shape, device=device) >= probability  # Dynamo knows no random_, and fuses this
-    if device.type != "cpu":
+    if device.type != "cpu" or not 2**-8 < probability < 1 - 2**-8:
         return torch.empty(shape, dtype=torch.bool, device=device).bernoulli_(1 - probability)
     entries = math.prod(shape)
-    words = torch.empty(-(-entries // 4), dtype=torch.int64).random_(-(2**63), None)
+    words = torch.empty(-(-entries // 4), dtype=torch.int64, device=device).random_(-(2**63), None)
     threshold = round(probability * 2**16) - 2**15
     return (words.view(torch.int16)[:entries] >= threshold).view(*shape)
 
@@ -118,5 +119,5 @@ class _Dropped(torch.autograd.Function):
             d_x = (d_z @ A).to(x.dtype).mul_(kept) if ctx.needs_input_grad[0] else None
             d_A = None
             if ctx.needs_input_grad[1]:
-                d_A = d_z.flatten(0, -2).T @ (x * kept).to(A.dtype).flatten(0, -2)
+                d_A = _rows(d_z).T @ _rows((x * kept).to(A.dtype))
         return d_x, d_A, None, None

@@ -214,7 +214,7 @@ def add(base: Tensor, delta: Tensor) -> Tensor:
 def accumulate(base: Tensor, z: Tensor, B: Tensor) -> Tensor:
     """Return base + z B^T, by one accumulating matrix product where the dtypes allow it."""
     if base.dtype == z.dtype:
-        flat = torch.addmm(base.flatten(0, -2), z.flatten(0, -2), B.to(base.dtype).T)
+        flat = torch.addmm(base.reshape(-1, base.shape[-1]), z.reshape(-1, z.shape[-1]), B.to(base.dtype).T)
         return flat.view(base.shape)
     return add(base, F.linear(z, B))
 
