@@ -296,6 +296,27 @@ def test_autocast_gives_gradients_as_near_to_the_exact_ones_as_autograds(arithme
         assert error < 1.5 * allowed + 0.02 * exact[name].norm(), name
 
 
+@pytest.mark.parametrize("arithmetic", HAND_MADE)
+def test_a_backward_pass_inside_autocast_gets_the_same_gradients(arithmetic):
+    slots = Slots(base=torch.float32, adapter=torch.float32)
+    found = []
+    for autocast in (False, True):
+        loss = sum(one.sin().sum() for one in slots(arithmetic))
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            found.append(torch.autograd.grad(loss, slots.leaves))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("arithmetic", [*HAND_MADE, "autograd", "auto"])
+def test_no_token_at_all_gives_empty_activations_and_gradients_of_zero(arithmetic, monkeypatch):
+    monkeypatch.setitem(globals(), "TOKENS", 0)
+    slots = Slots()
+    mixed, adapted = slots(arithmetic)
+    assert (mixed.shape, adapted.shape) == ((0, INNER), (0, EXPERTS * RANK))
+    assert all(not gradient.any() for gradient in slots.gradients(arithmetic))
+
+
 def test_sorted_slots_of_two_dtypes_are_refused():
     with pytest.raises(ValueError, match="needs one dtype for all, got bfloat16 and float32"):
         Slots(base=torch.bfloat16, adapter=torch.float32)("sorted")

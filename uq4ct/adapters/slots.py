@@ -82,6 +82,8 @@ def _way(arithmetic: Arithmetic, branches: Sequence[Branch], chosen: Tensor, wei
     if arithmetic == "sorted" and len(dtypes) > 1:
         names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
         raise ValueError(f"arithmetic 'sorted' needs one dtype for all, got {names}; use 'dense' or 'auto'")
+    if arithmetic == "sorted" and not tokens:
+        return "dense"  # nothing to sort
     if arithmetic != "auto":
         return arithmetic
     if torch.compiler.is_compiling():

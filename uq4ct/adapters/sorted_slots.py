@@ -81,6 +81,12 @@ class SortedSlots(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_mixed: Tensor, d_adapted: Tensor | None) -> tuple[Tensor | None, ...]:
+        with torch.autocast(device_type=d_mixed.device.type, enabled=False):
+            return None, None, None, *SortedSlots._gradients(ctx, d_mixed, d_adapted)
+
+    @staticmethod
+    def _gradients(ctx: Any, d_mixed: Tensor, d_adapted: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Return the gradients of weights, A_d, and base, bottleneck and B of each input projection."""
         keep, weights, down, projected, *parts = ctx.saved_tensors
         order, number = ctx.order, ctx.inputs
         bases, bottlenecks, Bs = (parts[i * number : (i + 1) * number] for i in range(3))
@@ -93,7 +99,7 @@ class SortedSlots(torch.autograd.Function):
         for expert, rows in order.experts():
             found.add(ctx.activate, d_mixed, d_projected, expert, rows)
         d_weights = torch.zeros_like(weights).flatten().index_copy_(0, order.pair, found.d_gate[:, 0])
-        return None, None, None, d_weights.view_as(weights), found.d_down, *found.of_branches()
+        return d_weights.view_as(weights), found.d_down, *found.of_branches()
 
 
 def _pieces(rows: slice, width: int) -> Iterator[slice]:
