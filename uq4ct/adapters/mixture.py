@@ -130,9 +130,13 @@ def adapt(
     scaling: float,
     gates: Float[Tensor, "*tokens experts"] | None = None,
     dropout: float = 0.0,
+    by_hand: bool = True,
 ) -> Float[Tensor, "*tokens out"]:
-    """Return a base output plus ``low_rank_delta`` of the dropped input, in the base's dtype."""
-    z = bottleneck(x, experts.A, *_dropout(x, scaling, dropout))
+    """Return a base output plus ``low_rank_delta`` of the dropped input, in the base's dtype.
+
+    ``by_hand`` says how gradients are made: see ``bottleneck``.
+    """
+    z = bottleneck(x, experts.A, *_dropout(x, scaling, dropout), by_hand=by_hand)
     return accumulate(base, z if gates is None else _per_expert(z, gates), experts.B)
 
 
@@ -145,13 +149,14 @@ def linear_mixture(
     mixing: Mixing,
     scaling: float,
     dropout: float = 0.0,
+    by_hand: bool = True,
 ) -> Float[Tensor, "*tokens out"]:
     """Return W0 x + s * sum_k g_k B_k A_k x for one linear with its own router (section 5.2; g = w or R).
 
     ``base`` is W0 x, to be computed ahead of the routing: gradients are made in reverse, and the router is then done
     with x before that of W0 x takes its place.
     """
-    return adapt(base, x, experts, scaling, mixing_weights(routing, mixing), dropout)
+    return adapt(base, x, experts, scaling, mixing_weights(routing, mixing), dropout, by_hand)
 
 
 def ffn_mixture(
