@@ -331,6 +331,46 @@ def test_no_token_at_all_gives_empty_activations_and_gradients_of_zero(arithmeti
     assert all(not gradient.any() for gradient in slots.gradients(arithmetic))
 
 
+def trained_activation(scale):
+    return lambda pre: F.silu(pre[0] * scale) * pre[1]
+
+
+def in_place(pre):
+    return F.silu(pre[0], inplace=True) * pre[1]
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+def test_auto_takes_the_plain_formula_where_an_activation_is_trained_or_works_in_place(top_k, monkeypatch):
+    slots = Slots(top_k)
+    plain = slots.gradients("autograd")
+    monkeypatch.setitem(globals(), "gated", in_place)
+    for one, other in zip(slots.gradients("auto"), plain, strict=True):
+        torch.testing.assert_close(one, other)
+    scale = torch.ones(INNER, dtype=torch.float64, requires_grad=True)
+    monkeypatch.setitem(globals(), "gated", trained_activation(scale))
+    for one, other in zip(slots.gradients("auto"), plain, strict=True):
+        torch.testing.assert_close(one, other)
+    assert scale.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("arithmetic", HAND_MADE)
+def test_ways_by_hand_refuse_an_activation_that_is_trained_or_works_in_place_unless_no_gradient_is_wanted(
+    arithmetic, monkeypatch
+):
+    slots = Slots()
+    plain = slots("autograd")
+    for activation, problem in [
+        (trained_activation(torch.ones((), requires_grad=True)), "has parameters that are trained"),
+        (in_place, "works in place"),
+    ]:
+        monkeypatch.setitem(globals(), "gated", activation)
+        with pytest.raises(ValueError, match=f"'{arithmetic}': the activation {problem}; use 'autograd' or 'auto'"):
+            slots(arithmetic)
+        with torch.no_grad():
+            for one, other in zip(slots(arithmetic), plain, strict=True):
+                torch.testing.assert_close(one, other)
+
+
 def test_sorted_slots_of_two_dtypes_are_refused():
     with pytest.raises(ValueError, match="needs one dtype for all, got bfloat16 and float32"):
         Slots(base=torch.bfloat16, adapter=torch.float32)("sorted")

@@ -47,18 +47,21 @@ def slot_activations(
 
     a_j is the activation of slot j, whose expert is the one that m_j (``chosen``) marks. Its pre-activations are
     G_i + B_i (m_j * z_i), one per input projection i: G what the base gives, z its bottleneck. ``activate`` gets them,
-    each (any, hidden). Sums are taken in float32 at least and rounded once to the base's dtype.
+    each (any, hidden). A delta is rounded to its adapters' dtype and, added, to the base's; the sum over slots is taken
+    in the dtype of ``weights`` or a wider one and rounded once, to the base's.
 
     ``auto`` is ``sorted`` on a CPU with four experts or more, half of them in use or fewer, and one dtype for all,
-    otherwise ``dense``; under ``torch.compile``, which decides itself what to keep, it is ``autograd``. Only
-    ``autograd`` can be differentiated twice.
+    otherwise ``dense``; under ``torch.compile``, which decides itself what to keep, it is ``autograd``, and so it is
+    where gradients are wanted through an activation that has trained parameters or works in place: there the ways by
+    hand would lose a gradient or spoil what they keep, and raise ValueError. Only ``autograd`` can be differentiated
+    twice.
 
     >>> base, chosen = torch.ones(3, 4), torch.eye(2, dtype=torch.bool)[:, None].expand(2, 3, 2)
     >>> mixed, _ = slot_activations([Branch(base)], lambda pre: pre[0] + 1, chosen, torch.full((2, 3), 0.5))
     >>> torch.equal(mixed, base + 1)
     True
     """
-    way = _way(arithmetic, branches, chosen, weights)
+    way = _way(arithmetic, branches, activate, chosen, weights)
     with torch.autocast(device_type=weights.device.type, enabled=False):  # the caller has chosen every dtype
         if way == "sorted":
             parts = [part for branch in branches for part in branch]
@@ -75,8 +78,16 @@ def slot_activations(
     return mixed, _masked(projected, chosen * weights.unsqueeze(-1)).sum(dim=0)
 
 
-def _way(arithmetic: Arithmetic, branches: Sequence[Branch], chosen: Tensor, weights: Tensor) -> Arithmetic:
-    """Return which way to go; raise ValueError where ``sorted`` is asked for and cannot be."""
+def _way(
+    arithmetic: Arithmetic, branches: Sequence[Branch], activate: Activate, chosen: Tensor, weights: Tensor
+) -> Arithmetic:
+    """Return which way to go; raise ValueError where a way is asked for and cannot be."""
+    if arithmetic == "autograd" or (arithmetic == "auto" and torch.compiler.is_compiling()):
+        return "autograd"
+    if torch.is_grad_enabled() and (problem := _not_by_hand(activate, branches)):
+        if arithmetic == "auto":
+            return "autograd"
+        raise ValueError(f"arithmetic {arithmetic!r}: the activation {problem}; use 'autograd' or 'auto'")
     slots, tokens, experts = chosen.shape
     dtypes = {part.dtype for branch in branches for part in branch if part is not None} | {weights.dtype}
     if arithmetic == "sorted" and len(dtypes) > 1:
@@ -86,10 +97,17 @@ def _way(arithmetic: Arithmetic, branches: Sequence[Branch], chosen: Tensor, wei
         return "dense"  # nothing to sort
     if arithmetic != "auto":
         return arithmetic
-    if torch.compiler.is_compiling():
-        return "autograd"
     fits = weights.device.type == "cpu" and tokens and experts >= 4 and slots <= experts // 2 and len(dtypes) == 1
     return "sorted" if fits else "dense"
+
+
+def _not_by_hand(activate: Activate, branches: Sequence[Branch]) -> str | None:
+    """Return what forbids to make gradients through the activation by hand, found on one row of zeros."""
+    rows = [branch.base.detach().new_zeros(1, branch.base.shape[-1]) for branch in branches]
+    versions = [row._version for row in rows]
+    if activate(rows).requires_grad:
+        return "has parameters that are trained"
+    return None if [row._version for row in rows] == versions else "works in place"
 
 
 def _for_each_slot(branch: Branch, chosen: Tensor) -> Branch:
