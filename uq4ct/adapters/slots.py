@@ -184,8 +184,8 @@ class _Gradients:
         self.d_weights = torch.empty_like(weights)
         self.d_down = None if down is None else _zeros_to_sum(down)
         self.d_bases = [branch.base.new_empty(tokens, branch.base.shape[-1]) for branch in branches]
-        self.d_zs = [None if b.bottleneck is None else torch.empty_like(b.bottleneck) for b in branches]
-        self.d_Bs = [None if branch.B is None else _zeros_to_sum(branch.B) for branch in branches]
+        self.d_zs: list[Any] = [None if b.bottleneck is None else torch.empty_like(b.bottleneck) for b in branches]
+        self.d_Bs: list[Any] = [None if branch.B is None else _zeros_to_sum(branch.B) for branch in branches]
 
     def pieces(self) -> Iterator[slice]:
         """Cut the tokens so that what is wide takes little beside the gradients, and a GPU still has enough to do."""
