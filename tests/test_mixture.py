@@ -173,7 +173,7 @@ def test_the_linear_mixture_equals_a_loop(mixing, top_k):
     router = torch.randn(3, WIDTH, requires_grad=True)
     experts = LowRank(torch.randn(9, WIDTH, requires_grad=True), torch.randn(5, 9, requires_grad=True))
     routing, _ = route(x, router, top_k)
-    ours = linear_mixture(x, Projection(base, experts), routing, mixing=mixing, scaling=2.0)
+    ours = linear_mixture(base(x), x, experts, routing, mixing=mixing, scaling=2.0)
 
     p = (x @ router.T).softmax(-1)
     kept = torch.zeros_like(p).scatter(-1, p.topk(top_k).indices, 1.0) * p

@@ -34,28 +34,41 @@ def bottleneck(
     tensor([[10.]])
     """
     if keep is None:
-        return scaling * F.linear(x.to(A.dtype), A)  # scaled here, where the tensor is smallest
+        return scaling * project(x, A.to(compute_dtype(A)))  # scaled here, where the tensor is smallest
     wanted = torch.is_grad_enabled() and (x.requires_grad or A.requires_grad)
     if by_hand and wanted and not torch.compiler.is_compiling():
         return _Dropped.apply(x, A.to(compute_dtype(A)), keep, scaling)
     return scaling * F.linear((x * keep.to(x.dtype)).to(A.dtype), A)
 
 
-def keep_mask(shape: Sequence[int], probability: float, device: torch.device) -> Bool[Tensor, ...]:
-    """Draw a dropout mask, true where an entry stays; on a CPU the probability is met to 1 in 65,536.
+def project(x: Float[Tensor, "*tokens in"], weight: Float[Tensor, "columns in"]) -> Float[Tensor, "*tokens columns"]:
+    """Return x W^T in the dtype of ``weight``, whatever autocast says, keeping ``x`` itself and not its cast.
 
-    There four entries share a random number of 64 bits: a third of the time of ``bernoulli_``, which is as slow as the
-    matrix products of an adapter.
+    >>> project(torch.ones(1, 2, dtype=torch.bfloat16), torch.ones(1, 2))
+    tensor([[2.]])
+    """
+    with torch.autocast(device_type=x.device.type, enabled=False):
+        if x.dtype == weight.dtype or torch.compiler.is_compiling():
+            return F.linear(x.to(weight.dtype), weight)
+        return _Projected.apply(x, weight)
+
+
+def keep_mask(shape: Sequence[int], probability: float, device: torch.device) -> Bool[Tensor, ...]:
+    """Draw a dropout mask, true where an entry stays.
+
+    On a CPU four entries share a random number of 64 bits, which meets the probability to 1 in 65,536: a third of the
+    time of ``bernoulli_``, which is as slow as the matrix products of an adapter, and draws the masks of probabilities
+    for which that is too coarse.
 
     >>> keep_mask((3, 400), 0.25, torch.device("cpu")).shape
     torch.Size([3, 400])
     """
     if torch.compiler.is_compiling():
         return torch.rand(shape, device=device) >= probability  # Dynamo knows no random_, and fuses this
-    if device.type != "cpu":
+    if device.type != "cpu" or not 2**-8 < probability < 1 - 2**-8:
         return torch.empty(shape, dtype=torch.bool, device=device).bernoulli_(1 - probability)
     entries = math.prod(shape)
-    words = torch.empty(-(-entries // 4), dtype=torch.int64).random_(-(2**63), None)
+    words = torch.empty(-(-entries // 4), dtype=torch.int64, device=device).random_(-(2**63), None)
     threshold = round(probability * 2**16) - 2**15
     return (words.view(torch.int16)[:entries] >= threshold).view(*shape)
 
@@ -64,6 +77,27 @@ def compute_dtype(parameter: Tensor) -> torch.dtype:
     """Return the dtype in which a matrix product with the parameter runs, autocast included."""
     device = parameter.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else parameter.dtype
+
+
+class _Projected(torch.autograd.Function):
+    """Project an input in the dtype of the weight, and cast it again for the gradient, which has one of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.linear(x.to(weight.dtype), weight)
+
+    @staticmethod
+    def backward(ctx: Any, d_z: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        with torch.autocast(device_type=x.device.type, enabled=False):
+            d_x = (d_z @ weight).to(x.dtype) if ctx.needs_input_grad[0] else None
+            d_weight = _rows(d_z).T @ _rows(x).to(weight.dtype) if ctx.needs_input_grad[1] else None
+        return d_x, d_weight
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
 
 
 class _Dropped(torch.autograd.Function):
@@ -85,5 +119,5 @@ class _Dropped(torch.autograd.Function):
             d_x = (d_z @ A).to(x.dtype).mul_(kept) if ctx.needs_input_grad[0] else None
             d_A = None
             if ctx.needs_input_grad[1]:
-                d_A = d_z.flatten(0, -2).T @ (x * kept).to(A.dtype).flatten(0, -2)
+                d_A = _rows(d_z).T @ _rows((x * kept).to(A.dtype))
         return d_x, d_A, None, None

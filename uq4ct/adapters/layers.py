@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from uq4ct.adapters.mixture import (
     LowRank,
     Mixing,
-    Projection,
     adapt,
     ffn_mixture,
     linear_mixture,
@@ -58,6 +57,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     """Keep the adapters of one wrapped module; subclasses own the parameters and the forward."""
 
     other_param_names = ("settings",)
+    arithmetic: Arithmetic = "auto"
 
     def __init__(self, base_layer: nn.Module):
         super().__init__()
@@ -116,7 +116,8 @@ class LoraLinear(AdapterLayer):
         if adapter is None:
             return base
         experts = LowRank(self.uqmoe_A[adapter], self.uqmoe_B[adapter])
-        return adapt(base, x, experts, self.settings[adapter].scaling, dropout=self.dropout(adapter))
+        scaling, dropout = self.settings[adapter].scaling, self.dropout(adapter)
+        return adapt(base, x, experts, scaling, dropout=dropout, by_hand=self.arithmetic != "autograd")
 
 
 class RoutedLayer(AdapterLayer, Routed):
@@ -191,16 +192,15 @@ class MixtureLinear(RoutedLayer):
         if args or kwargs:
             raise TypeError(_more_than_the_input(self.base_layer))
         settings = self.settings[adapter]
+        base = self.base_layer(x)  # ahead of the routing: see linear_mixture
         routing, _ = self.route(x, adapter)
-        projection = Projection(self.base_layer, LowRank(self.uqmoe_A[adapter], self.uqmoe_B[adapter]))
-        dropout = self.dropout(adapter)
-        return linear_mixture(x, projection, routing, mixing=settings.mixing, scaling=settings.scaling, dropout=dropout)
+        experts, dropout = LowRank(self.uqmoe_A[adapter], self.uqmoe_B[adapter]), self.dropout(adapter)
+        options: dict[str, Any] = {"mixing": settings.mixing, "scaling": settings.scaling, "dropout": dropout}
+        return linear_mixture(base, x, experts, routing, by_hand=self.arithmetic != "autograd", **options)
 
 
 class FfnMixture(RoutedLayer):
     """Replace an FFN by a mixture whose experts are the whole FFN with low-rank deltas (Eqs. 2, 3)."""
-
-    arithmetic: Arithmetic = "auto"
 
     def __init__(self, base_layer: nn.Module, site: FfnSite):
         super().__init__(base_layer)
@@ -312,12 +312,13 @@ def _put(layer: nn.Module, name: str, value: Any) -> None:
 
 
 def use_arithmetic(model: nn.Module, arithmetic: Arithmetic) -> None:
-    """Choose how every FFN mixture of a model computes its slots; the numbers stay the same up to rounding.
+    """Choose how the adapters of a model compute; the numbers stay the same up to rounding.
 
-    ``"autograd"`` is the plain formula, which alone can be differentiated twice; see ``slot_activations``.
+    ``"autograd"`` is the plain formula everywhere, which alone can be differentiated twice; the other ways differ in
+    the slots of FFN mixtures, see ``slot_activations``.
     """
     for module in model.modules():
-        if isinstance(module, FfnMixture):
+        if isinstance(module, AdapterLayer):
             module.arithmetic = arithmetic
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from uq4ct.adapters.bottleneck import bottleneck, compute_dtype, keep_mask
+from uq4ct.adapters.bottleneck import bottleneck, compute_dtype, keep_mask, project
 from uq4ct.adapters.router import LayerRouting
 from uq4ct.adapters.slots import Arithmetic, Branch, slot_activations
 
@@ -74,7 +74,7 @@ def route(
     """
     precision = torch.promote_types(hidden.dtype, torch.float32)
     with torch.autocast(device_type=hidden.device.type, enabled=False):
-        probabilities = F.linear(hidden.to(precision), router.to(precision)).softmax(dim=-1)
+        probabilities = project(hidden, router.to(precision)).softmax(dim=-1)
     return _keep(probabilities, probabilities, top_k)
 
 
@@ -130,26 +130,33 @@ def adapt(
     scaling: float,
     gates: Float[Tensor, "*tokens experts"] | None = None,
     dropout: float = 0.0,
+    by_hand: bool = True,
 ) -> Float[Tensor, "*tokens out"]:
-    """Return a base output plus ``low_rank_delta`` of the dropped input, in the base's dtype."""
-    z = bottleneck(x, experts.A, *_dropout(x, scaling, dropout))
+    """Return a base output plus ``low_rank_delta`` of the dropped input, in the base's dtype.
+
+    ``by_hand`` says how gradients are made: see ``bottleneck``.
+    """
+    z = bottleneck(x, experts.A, *_dropout(x, scaling, dropout), by_hand=by_hand)
     return accumulate(base, z if gates is None else _per_expert(z, gates), experts.B)
 
 
 def linear_mixture(
+    base: Float[Tensor, "*tokens out"],
     x: Float[Tensor, "*tokens in"],
-    projection: Projection,
+    experts: LowRank,
     routing: LayerRouting,
     *,
     mixing: Mixing,
     scaling: float,
     dropout: float = 0.0,
+    by_hand: bool = True,
 ) -> Float[Tensor, "*tokens out"]:
-    """Return W0 x + s * sum_k g_k B_k A_k x for one linear with its own router (section 5.2; g = w or R)."""
-    base = projection.base(x)
-    if projection.experts is None:
-        return base
-    return adapt(base, x, projection.experts, scaling, mixing_weights(routing, mixing), dropout)
+    """Return W0 x + s * sum_k g_k B_k A_k x for one linear with its own router (section 5.2; g = w or R).
+
+    ``base`` is W0 x, to be computed ahead of the routing: gradients are made in reverse, and the router is then done
+    with x before that of W0 x takes its place.
+    """
+    return adapt(base, x, experts, scaling, mixing_weights(routing, mixing), dropout, by_hand)
 
 
 def ffn_mixture(
@@ -212,7 +219,7 @@ def add(base: Tensor, delta: Tensor) -> Tensor:
 def accumulate(base: Tensor, z: Tensor, B: Tensor) -> Tensor:
     """Return base + z B^T, by one accumulating matrix product where the dtypes allow it."""
     if base.dtype == z.dtype:
-        flat = torch.addmm(base.flatten(0, -2), z.flatten(0, -2), B.to(base.dtype).T)
+        flat = torch.addmm(base.reshape(-1, base.shape[-1]), z.reshape(-1, z.shape[-1]), B.to(base.dtype).T)
         return flat.view(base.shape)
     return add(base, F.linear(z, B))
 

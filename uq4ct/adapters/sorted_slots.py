@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.autograd.graph import get_gradient_edge
 
 
 class Order(NamedTuple):
@@ -49,7 +50,11 @@ def order_by_expert(chosen: Bool[Tensor, "slot token expert"]) -> Order:
 
 
 class SortedSlots(torch.autograd.Function):
-    """Compute ``slot_activations`` expert by expert; the backward pass makes each expert's activations again."""
+    """Compute ``slot_activations`` expert by expert.
+
+    The backward pass makes an expert's activations again, a few rows at a time, so that next to the gradients it gives
+    back it holds little.
+    """
 
     @staticmethod
     def forward(
@@ -60,7 +65,8 @@ class SortedSlots(torch.autograd.Function):
         mixed: Any = None
         projected: Any = None
         for expert, rows in order.experts():
-            activation = activate(_pre_activations(bases, bottlenecks, Bs, order, expert, rows))
+            Bs_t = [None if B is None else _rows_of(B.T, expert, order) for B in Bs]
+            activation = activate(_pre_activations(bases, bottlenecks, Bs_t, order, rows))
             if mixed is None:
                 mixed = activation.new_zeros(weights.shape[1], activation.shape[-1])
             mixed.index_add_(0, order.token[rows], activation * gate[rows])
@@ -75,72 +81,98 @@ class SortedSlots(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_mixed: Tensor, d_adapted: Tensor | None) -> tuple[Tensor | None, ...]:
+        with torch.autocast(device_type=d_mixed.device.type, enabled=False):
+            return None, None, None, *SortedSlots._gradients(ctx, d_mixed, d_adapted)
+
+    @staticmethod
+    def _gradients(ctx: Any, d_mixed: Tensor, d_adapted: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Return the gradients of weights, A_d, and base, bottleneck and B of each input projection."""
         keep, weights, down, projected, *parts = ctx.saved_tensors
         order, number = ctx.order, ctx.inputs
         bases, bottlenecks, Bs = (parts[i * number : (i + 1) * number] for i in range(3))
         gate = weights.flatten()[order.pair, None]
-        d_gate = torch.zeros_like(gate)
-        d_down: Any = None
         d_projected: Any = _blocks(d_adapted, order)
+        found = _Gradients(order, gate, keep, down, bases, bottlenecks, Bs)
         if down is not None:
-            d_down = torch.zeros_like(down)
-            d_gate += torch.linalg.vecdot(d_projected, projected)[:, None]
+            found.d_gate += torch.linalg.vecdot(d_projected, projected)[:, None]
             d_projected *= gate
-        into = [_Gradients(*part) for part in zip(bases, bottlenecks, Bs, strict=True)]
         for expert, rows in order.experts():
-            token = order.token[rows]
-            pre = _pre_activations(bases, bottlenecks, Bs, order, expert, rows)
-            pre = [one.requires_grad_() for one in pre]
-            with torch.enable_grad():
-                activation = ctx.activate(pre)
-            a, d_a = activation.detach(), d_mixed.index_select(0, token)
-            d_gate[rows, 0] += torch.linalg.vecdot(d_a, a)
-            d_a.mul_(gate[rows])
-            if down is not None:
-                torch.mm(d_projected[rows].T, _dropped(a, keep, token), out=_rows_of(d_down, expert, order))
-                d_a += _dropped(d_projected[rows] @ _rows_of(down, expert, order), keep, token)
-            for one, d_pre in zip(into, torch.autograd.grad(activation, pre, d_a), strict=True):
-                one.add(d_pre, order, expert, rows)
-        d_weights = torch.zeros_like(weights).flatten().index_copy_(0, order.pair, d_gate[:, 0]).view_as(weights)
-        d_parts = [part for one in into for part in one.found(order)]
-        return None, None, None, d_weights, d_down, *d_parts
+            found.add(ctx.activate, d_mixed, d_projected, expert, rows)
+        d_weights = torch.zeros_like(weights).flatten().index_copy_(0, order.pair, found.d_gate[:, 0])
+        return d_weights.view_as(weights), found.d_down, *found.of_branches()
+
+
+def _pieces(rows: slice, width: int) -> Iterator[slice]:
+    """Cut rows into pieces of some 0.5 MB in float32: small beside the gradients, wide enough to multiply well."""
+    most = max(20, 115_000 // width)
+    return (slice(first, min(first + most, rows.stop)) for first in range(rows.start, rows.stop, most))
 
 
 class _Gradients:
-    """Gather the gradients of one input projection's base, bottleneck and B, expert by expert."""
+    """Gather the gradients of the weights, of A_d and of every input projection, a few rows of an expert at a time."""
 
-    def __init__(self, base: Tensor, bottleneck: Tensor | None, B: Tensor | None):
-        self.d_base, self.bottleneck, self.B = torch.zeros_like(base), bottleneck, B
-        self.d_bottleneck: Any = None if bottleneck is None else torch.empty_like(bottleneck)
-        self.d_B_t: Any = None if B is None else B.new_zeros(B.T.shape)
+    def __init__(self, order: Order, gate: Tensor, keep: Any, down: Any, bases: Any, bottlenecks: Any, Bs: Any):
+        self.order, self.gate, self.keep, self.down = order, gate, keep, down
+        self.bases, self.bottlenecks, self.Bs = bases, bottlenecks, Bs
+        self.d_gate = torch.zeros_like(gate)
+        self.d_down: Any = None if down is None else torch.zeros_like(down)
+        self.d_bases = [torch.zeros_like(base) for base in bases]
+        self.d_bottlenecks: list[Any] = [None if z is None else torch.empty_like(z) for z in bottlenecks]
+        self.d_Bs_t: list[Any] = [None if B is None else B.new_zeros(B.T.shape) for B in Bs]
 
-    def add(self, d_pre: Tensor, order: Order, expert: int, rows: slice) -> None:
+    def add(self, activate: Callable, d_mixed: Tensor, d_projected: Any, expert: int, rows: slice) -> None:
         """Take in what the rows of one expert give."""
-        self.d_base.index_add_(0, order.token[rows], d_pre)
-        if self.B is not None and self.bottleneck is not None:
-            torch.mm(d_pre, _rows_of(self.B.T, expert, order).T, out=self.d_bottleneck[rows])
-            torch.mm(self.bottleneck[rows].T, d_pre, out=_rows_of(self.d_B_t, expert, order))
+        Bs_t = [None if B is None else _rows_of(B.T, expert, self.order).contiguous() for B in self.Bs]  # read often
+        for piece in _pieces(rows, self.bases[0].shape[-1]):
+            pre = _pre_activations(self.bases, self.bottlenecks, Bs_t, self.order, piece)
+            pre = [one.requires_grad_() for one in pre]
+            with torch.enable_grad():
+                activation = activate(pre)
+            d_a = self._through_slots(activation.detach(), d_mixed, d_projected, expert, piece)
+            edge = get_gradient_edge(activation)
+            del activation  # its values are wide and no longer needed
+            for i, d_pre in enumerate(torch.autograd.grad(edge, pre, d_a)):
+                self._through_branch(i, d_pre, Bs_t[i], expert, piece)
+            del pre, edge, d_a, d_pre  # ahead of the next piece
 
-    def found(self, order: Order) -> tuple[Tensor | None, ...]:
-        """Return the three gradients."""
-        if self.B is None:
-            return self.d_base, None, None
-        return self.d_base, _into_blocks(self.d_bottleneck, order, len(self.d_base)), self.d_B_t.T
+    def _through_slots(self, a: Tensor, d_mixed: Tensor, d_projected: Any, expert: int, rows: slice) -> Tensor:
+        """Return the gradient of the rows' activations."""
+        token = self.order.token[rows]
+        d_a = d_mixed.index_select(0, token)
+        self.d_gate[rows, 0] += torch.linalg.vecdot(d_a, a)
+        d_a.mul_(self.gate[rows])
+        if self.down is None:
+            return d_a
+        A, d_A = _rows_of(self.down, expert, self.order), _rows_of(self.d_down, expert, self.order)
+        if self.keep is None:
+            d_A.addmm_(d_projected[rows].T, a)
+            return d_a.addmm_(d_projected[rows], A)
+        kept = self.keep.index_select(0, token).to(a.dtype)
+        d_A.addmm_(d_projected[rows].T, a * kept)
+        return d_a.addcmul_(d_projected[rows] @ A, kept)
+
+    def _through_branch(self, i: int, d_pre: Tensor, B_t: Tensor | None, expert: int, rows: slice) -> None:
+        self.d_bases[i].index_add_(0, self.order.token[rows], d_pre)
+        if B_t is not None:
+            torch.mm(d_pre, B_t.T, out=self.d_bottlenecks[i][rows])
+            _rows_of(self.d_Bs_t[i], expert, self.order).addmm_(self.bottlenecks[i][rows].T, d_pre)
+
+    def of_branches(self) -> Iterator[Tensor | None]:
+        """Yield the gradients of base, bottleneck and B of each input projection."""
+        for d_base, d_z, d_B_t in zip(self.d_bases, self.d_bottlenecks, self.d_Bs_t, strict=True):
+            yield d_base
+            yield None if d_z is None else _into_blocks(d_z, self.order, len(d_base))
+            yield None if d_B_t is None else d_B_t.T
 
 
 def _pre_activations(
-    bases: Sequence[Tensor],
-    bottlenecks: Sequence[Tensor | None],
-    Bs: Sequence[Tensor | None],
-    order: Order,
-    expert: int,
-    rows: slice,
+    bases: Sequence[Tensor], bottlenecks: Sequence[Any], Bs_t: Sequence[Any], order: Order, rows: slice
 ) -> list[Tensor]:
-    """Return what one expert makes of its tokens at every input projection."""
+    """Return what one expert, whose B^T are given, makes of its rows at every input projection."""
     made = [base.index_select(0, order.token[rows]) for base in bases]
-    for pre, z, B in zip(made, bottlenecks, Bs, strict=True):
-        if z is not None and B is not None:
-            pre.addmm_(z[rows], _rows_of(B.T, expert, order))
+    for pre, z, B_t in zip(made, bottlenecks, Bs_t, strict=True):
+        if z is not None and B_t is not None:
+            pre.addmm_(z[rows], B_t)
     return made
 
 
