@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import torch
 from scipy.stats import binom
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.speed import arms, measure
 from benchmarks.speed.__main__ import main
 from benchmarks.speed.curves import curves
+from benchmarks.speed.floor import Count
 from benchmarks.speed.measure import Round
 from benchmarks.speed.memory import allocated, saved
 from benchmarks.speed.page import write_page
@@ -402,3 +404,13 @@ def test_the_page_alone_is_written_again_without_measuring(quick, capsys):
     main(["--page-only"])
     assert (quick / "docs/speed.md").read_text() == page
     assert results.read_text() == before
+
+
+def test_asking_for_a_device_or_another_shape_moves_no_bytes():
+    x = torch.empty(4, 8)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, Count() as seen:
+        fake = mode.from_tensor(x)
+        assert fake.reshape(32).device.type == "cpu"
+        assert seen.bytes == 0
+        fake + 1
+    assert seen.bytes == 2 * 4 * 32

@@ -86,7 +86,7 @@ SIZES: dict[Size, Settings] = {
         compiled=("width-512", 2, 128, 20),
         ensembles=("width-512", 16, 64, 20),
         latency=(("width-2048", 128, 15), ("135M", 128, 15)),
-        scoring=("width-512", 64, 16, 10),
+        scoring=("width-512", 256, 16, 6),
     ),
     "gpu": Settings(
         training=(Training("7B", 16, 512, 10, 10), Training("7B", 16, 512, 10, 10, FEWER_ARMS, checkpointing=True)),

@@ -22,6 +22,7 @@ from torch.autograd.graph import get_gradient_edge
 from uq4ct.adapters.sorted_slots import SortedSlots, order_by_expert
 
 Arithmetic = Literal["auto", "autograd", "dense", "sorted"]
+PIECE = {"cpu": 2**19}  # values of a piece of the backward pass; elsewhere 2^25
 KEPT_SLOTS = 2  # up to so many, keeping their pre-activations takes no more than a plain LoRA keeps
 Activate = Callable[[Sequence[Tensor]], Tensor]
 
@@ -190,7 +191,7 @@ class _Gradients:
     def pieces(self) -> Iterator[slice]:
         """Cut the tokens so that what is wide takes little beside the gradients, and a GPU still has enough to do."""
         slots, tokens = self.weights.shape
-        values = 2**19 if self.weights.device.type == "cpu" else 2**25
+        values = PIECE.get(self.weights.device.type, 2**25)
         most = max(1, values // (slots * self.d_bases[0].shape[-1]))
         return (slice(first, first + most) for first in range(0, tokens, most))
 
