@@ -121,7 +121,8 @@ class CalibratedTrainer(transformers.Trainer):
         self._stop = StopSignal()
         self._stopping = 0  # the signal that all processes agreed to follow
         self._rows: list[int] = []
-        self._shares: tuple[Tensor, ...] = ()  # of this update: examples of the answer loss, and of calibration alone
+        self._shares: tuple[Tensor, ...] = ()  # of this update: how many examples, of the answer loss, of calibration
+        self._held_out: Tensor | None = None  # the examples that the answer loss leaves out in this epoch, if any
         self._saved = -1
         self.add_callback(_Hooks(self))
         if self.args.disable_tqdm:
@@ -154,23 +155,25 @@ class CalibratedTrainer(transformers.Trainer):
         """Return the micro-batches of the next update and its number of examples over all of them and all processes."""
         batches = [next(epoch_iterator) for _ in range(num_batches)]
         self._rows = torch.cat([batch["row"] for batch in batches]).tolist()
-        held = self._held_out()
+        counts = []
         for batch in batches:
-            batch["held_out"] = held[batch["row"]]
-        counts = [((batch["row"] >= 0).sum(), (batch["held_out"] & (batch["row"] >= 0)).sum()) for batch in batches]
-        examples, of_calibration = self._sum_over_ranks(torch.tensor(counts).to(device)).T
-        for batch, number in zip(batches, examples, strict=True):
+            real = batch["row"] >= 0
+            held = None if self._held_out is None else self._held_out[batch["row"]]
+            own = (real, real) if held is None else (real & ~held, real & held)
+            batch["of_answer"], batch["of_calibration"] = own
+            counts.append([part.sum() for part in (real, *own)])
+        sums = self._sum_over_ranks(torch.tensor(counts).to(device))
+        for batch, number in zip(batches, sums[:, 0], strict=True):
             batch["micro_step_examples"] = number
-        self._shares = (examples.sum() - of_calibration.sum(), of_calibration.sum())
-        return batches, examples.sum()
+        self._shares = tuple(sums.sum(dim=0).clamp(min=1))
+        return batches, sums[:, 0].sum()
 
-    def _held_out(self) -> Tensor:
-        """Mark the examples that the answer loss leaves out in this epoch, and the calibration is taken on."""
-        objective = self.objective
-        if objective.calibration_questions == "all":
-            return torch.zeros(len(self._examples), dtype=torch.bool)
-        epoch = self.batches.epoch if objective.calibration_questions == "rotating" else None
-        return held_out(len(self._examples), objective.held_out_every, self._data_seed, epoch)
+    def begin_epoch(self, epoch: int) -> None:
+        """Shuffle for this epoch, and choose the examples that its answer loss leaves out for the calibration."""
+        self.batches.set_epoch(epoch)
+        which, every = self.objective.calibration_questions, self.objective.held_out_every
+        turn = epoch if which == "rotating" else None
+        self._held_out = None if which == "all" else held_out(len(self._examples), every, self._data_seed, turn)
 
     # ---- loss
 
@@ -184,22 +187,18 @@ class CalibratedTrainer(transformers.Trainer):
         """Return this micro-batch's part of the loss (Eq. 11): parts of all micro-batches and processes sum to it."""
         batch = dict(inputs)
         real, micro_step_examples = batch.pop("row") >= 0, batch.pop("micro_step_examples")
-        held = batch.pop("held_out")
+        of_answer, of_calibration = batch.pop("of_answer"), batch.pop("of_calibration")
         scores = score(model, batch)
         shared = self._sum_over_ranks if self.args.world_size > 1 else None
         terms = self.objective.terms(*scores[:2], batch["answer"], *scores[2:4], real, shared, scores.item)
         zero = terms.answer.new_zeros(())
         # a filler weighs nothing; where() and not a product, so that nothing of it can leak
-        answer = torch.where(real & ~held, terms.answer, 0.0).sum()
+        everyone, fitted, apart = (number.to(terms.answer.dtype) for number in self._shares)
+        # each term is the mean over its own examples: its sum as if it had all of the update's
+        answer = torch.where(of_answer, terms.answer, 0.0).sum() * (everyone / fitted)
         calibration = zero
         if terms.calibration is not None:
-            counts = real if self.objective.calibration_questions == "all" else real & held
-            calibration = torch.where(counts, terms.calibration, 0.0).sum()
-        if self.objective.calibration_questions != "all":  # each term over its own examples, as if it had them all
-            fitted, apart = (number.clamp(min=1) for number in self._shares)
-            answer, calibration = (
-                part * cast(Tensor, num_items_in_batch) / own for part, own in ((answer, fitted), (calibration, apart))
-            )
+            calibration = torch.where(of_calibration, terms.calibration, 0.0).sum() * (everyone / apart)
         balance = zero if terms.balance is None else terms.balance * micro_step_examples
         # weighed by this part's share of the examples, so that one whole penalty is in each update
         penalty = zero if self.penalty is None else self.penalty(model) * real.sum()
@@ -409,7 +408,7 @@ class _Hooks(transformers.TrainerCallback):
         self.trainer = trainer
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.trainer.batches.set_epoch(int(state.epoch or 0))
+        self.trainer.begin_epoch(int(state.epoch or 0))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.trainer._stopping:

@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.speed.tables import SECTIONS, prose
-from benchmarks.speed.targets import MEMORY, MEMORY_ARMS, STEP, memory_cases, memory_targets, peak, shapes, targets
+from benchmarks.speed.targets import (
+    MEMORY,
+    MEMORY_ARMS,
+    STEP,
+    in_cells,
+    memory_cases,
+    memory_targets,
+    peak,
+    shapes,
+    targets,
+)
 
 MIXTURES = ("ffn_block", "per_linear")
 WHAT = (
@@ -131,9 +141,8 @@ def _of_memory(memory: Sequence[tuple[dict[str, Any], dict[str, str]]], device: 
     arms, lines = " | ".join(MEMORY_ARMS), "---|" * len(MEMORY_ARMS)
     yield MEMORY_HEAD.format(goal=MEMORY, device=named, way=way, arms=arms, lines=lines)
     for case, by_arm in memory:
-        how = f"{case['layers']} | {case['dropout']:g} | {'yes' if case['checkpointing'] else 'no'}"
         cells = [f"{peak(case, arm):.3f} {verdict}" for arm, verdict in by_arm.items()]
-        yield f"| {case['shape']}, {case['rows']} x {case['tokens']} tokens | {how} | {' | '.join(cells)} |"
+        yield f"| {in_cells(case)} | {' | '.join(cells)} |"
 
 
 def _left_open(results: Mapping[str, Any], device: str) -> str:

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from benchmarks.speed.targets import CLOCKS, interval, shapes
+from benchmarks.speed.targets import CLOCKS, in_cells, interval, shapes
 
 
 def prose(text: str, first: str = "") -> str:
@@ -43,10 +43,8 @@ def _memory(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"\n| {name} of | layers | dropout | checkpointing | {' | '.join(arms)} |"
         yield "|---" * (4 + len(arms)) + "|"
         for case in found["cases"]:
-            what = f"{case['shape']}, {case['rows']} x {case['tokens']}"
-            how = f"{case['layers']} | {case['dropout']:g} | {'yes' if case['checkpointing'] else 'no'}"
             cells = [f"{one[kind] / 1e6:.1f} ({one['over lora r80'][kind]:.2f})" for one in case["arms"].values()]
-            yield f"| {what} | {how} | {' | '.join(cells)} |"
+            yield f"| {in_cells(case)} | {' | '.join(cells)} |"
 
 
 def _forward(found: Mapping[str, Any]) -> Iterator[str]:

@@ -80,6 +80,12 @@ def peak(case: Mapping[str, Any], arm: str) -> float:
     return case["arms"][arm]["over lora r80"]["allocated"]
 
 
+def in_cells(case: Mapping[str, Any]) -> str:
+    """Return what a case of memory is, as the first cells of a row."""
+    size = f"{case['shape']}, {case['rows']} x {case['tokens']} tokens"
+    return f"{size} | {case['layers']} | {case['dropout']:g} | {'yes' if case['checkpointing'] else 'no'}"
+
+
 def shapes(results: Mapping[str, Any], part: str) -> Iterator[tuple[str, Any]]:
     """Yield what was found for each shape."""
     return ((name, found) for name, found in results.get(part, {}).items() if name != "run")

@@ -29,7 +29,7 @@ def keep(results: Path, target: Path) -> None:
     rows = found["results"]
     if len({(row["task"], row["method"]) for row in rows}) < len(rows):
         raise ValueError(f"{results}: two splits of one task; a campaign of the study evaluates one")
-    own = ("task", "method", "passes", "n", "seeds", "feu", "ece_null", "intervals", *METRICS)
+    own = ("task", "method", "passes", "n", "seeds", "feu", "ece_null", *METRICS)
     kept = {
         "machine": {name: found["machine"][name] for name in ("packages", "device")},
         "baseline": found["baseline"],
@@ -181,8 +181,7 @@ def _interval(value: float | None, interval: Sequence[float] | None, digits: int
 def _band(null: Json | None) -> str:
     if not null:
         return "-"
-    low, high = null.get("interval") or (null["low"], null["high"])
-    return f"{100 * low:.1f}-{100 * high:.1f}"
+    return f"{100 * null['low']:.1f}-{100 * null['high']:.1f}"
 
 
 def _one_row_per_line(value: Any) -> str:

@@ -64,7 +64,8 @@ def keep_mask(shape: Sequence[int], probability: float, device: torch.device) ->
     torch.Size([3, 400])
     """
     if torch.compiler.is_compiling():
-        return torch.rand(shape, device=device) >= probability  # Dynamo knows no random_, and fuses this
+        # Dynamo knows no random_, and fuses this
+        return torch.rand(shape, device=device, dtype=torch.float32) >= probability
     if device.type != "cpu" or not 2**-8 < probability < 1 - 2**-8:
         return torch.empty(shape, dtype=torch.bool, device=device).bernoulli_(1 - probability)
     entries = math.prod(shape)
@@ -92,11 +93,12 @@ class _Projected(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         with torch.autocast(device_type=x.device.type, enabled=False):
             d_x = (d_z @ weight).to(x.dtype) if ctx.needs_input_grad[0] else None
-            d_weight = _rows(d_z).T @ _rows(x).to(weight.dtype) if ctx.needs_input_grad[1] else None
+            d_weight = rows(d_z).T @ rows(x).to(weight.dtype) if ctx.needs_input_grad[1] else None
         return d_x, d_weight
 
 
-def _rows(x: Tensor) -> Tensor:
+def rows(x: Float[Tensor, "*tokens side"]) -> Float[Tensor, "row side"]:
+    """Return a token per row, also of a token without a batch."""
     return x.reshape(-1, x.shape[-1])
 
 
@@ -119,5 +121,5 @@ class _Dropped(torch.autograd.Function):
             d_x = (d_z @ A).to(x.dtype).mul_(kept) if ctx.needs_input_grad[0] else None
             d_A = None
             if ctx.needs_input_grad[1]:
-                d_A = _rows(d_z).T @ _rows((x * kept).to(A.dtype))
+                d_A = rows(d_z).T @ rows((x * kept).to(A.dtype))
         return d_x, d_A, None, None

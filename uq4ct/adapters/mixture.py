@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from uq4ct.adapters.bottleneck import bottleneck, compute_dtype, keep_mask, project
+from uq4ct.adapters.bottleneck import bottleneck, compute_dtype, keep_mask, project, rows
 from uq4ct.adapters.router import LayerRouting
 from uq4ct.adapters.slots import Arithmetic, Branch, slot_activations
 
@@ -219,7 +219,7 @@ def add(base: Tensor, delta: Tensor) -> Tensor:
 def accumulate(base: Tensor, z: Tensor, B: Tensor) -> Tensor:
     """Return base + z B^T, by one accumulating matrix product where the dtypes allow it."""
     if base.dtype == z.dtype:
-        flat = torch.addmm(base.reshape(-1, base.shape[-1]), z.reshape(-1, z.shape[-1]), B.to(base.dtype).T)
+        flat = torch.addmm(rows(base), rows(z), B.to(base.dtype).T)
         return flat.view(base.shape)
     return add(base, F.linear(z, B))
 

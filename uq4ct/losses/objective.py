@@ -28,7 +28,6 @@ AnswerLoss = Literal["choices", "vocabulary"]
 Calibrated = Literal["feu", "confidence"]
 Questions = Literal["all", "rotating", "apart"]
 Number = TypeVar("Number", float, Tensor)
-_SCALARS = (("feu", "mass"), ("feu", "top1"))
 
 
 class Terms(NamedTuple):
@@ -95,7 +94,8 @@ class Objective:
             raise ValueError(f"label_smoothing: expected a number below 1, got {self.label_smoothing!r}")
         if self.held_out_every < 2:
             raise ValueError(f"held_out_every: expected 2 or more questions, got {self.held_out_every!r}")
-        if self.calibration_target != "indicator" and (self.calibrated, self.feu_reduction) not in _SCALARS:
+        one_number = self.calibrated == "feu" and self.feu_reduction != "vector"
+        if self.calibration_target != "indicator" and not one_number:
             raise ValueError(
                 f"calibration_target '{self.calibration_target}' is for FEU as one number; set calibrated='feu' and "
                 "feu_reduction 'mass' or 'top1'"
