@@ -233,9 +233,13 @@ def test_every_example_comes_once_per_epoch_and_every_rank_has_as_many_micro_bat
     assert all(len(batch) <= micro for batches in dealt for batch in batches)
 
 
-def test_an_effective_batch_holds_the_same_examples_however_it_is_cut():
+@pytest.mark.parametrize("lengths", [None, [row * 7 % 24 for row in range(24)]])
+def test_an_effective_batch_holds_the_same_examples_however_it_is_cut(lengths):
     def effective(micro, accumulation, ranks):
-        dealt = [list(EffectiveBatches(24, micro, accumulation, ranks, rank, seed=1)) for rank in range(ranks)]
+        dealt = [
+            list(EffectiveBatches(24, micro, accumulation, ranks, rank, seed=1, lengths=lengths))
+            for rank in range(ranks)
+        ]
         steps = [[row for batches in dealt for row in batches[step]] for step in range(len(dealt[0]))]
         return [
             sorted(row for step in steps[i : i + accumulation] for row in step)
@@ -243,6 +247,14 @@ def test_an_effective_batch_holds_the_same_examples_however_it_is_cut():
         ]
 
     assert effective(8, 1, 1) == effective(2, 4, 1) == effective(1, 4, 2) == effective(2, 1, 4)
+
+
+def test_an_effective_batch_of_many_micro_batches_is_dealt_by_length_and_one_of_a_single_keeps_its_order():
+    lengths = [row * 7 % 24 for row in range(24)]
+    cut = [lengths[row] for batch in EffectiveBatches(24, 2, 6, seed=1, lengths=lengths) for row in batch]
+    assert cut == sorted(cut[:12]) + sorted(cut[12:])
+    whole = [list(EffectiveBatches(24, 12, 1, seed=1, lengths=given)) for given in (lengths, None)]
+    assert whole[0] == whole[1]
 
 
 def test_epochs_and_seeds_shuffle_differently_and_reproducibly():

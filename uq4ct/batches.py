@@ -20,11 +20,15 @@ Example = Mapping[str, Any]
 class EffectiveBatches(Sampler[list[int]]):
     """Deal a shuffled epoch out to micro-batches, one effective batch (all accumulation steps and ranks) by one.
 
-    The examples of an effective batch depend on seed, epoch and its size alone. In the last, smaller one a rank may get
-    no example in a micro-step: it then gets one as a filler, written ``~row``, that must weigh nothing.
+    The examples of an effective batch depend on seed, epoch and its size alone. ``lengths`` (one per example) are used
+    where that cannot change: a batch of several micro-batches is dealt from its shortest example to its longest, so
+    that less is padded. In the last, smaller batch a rank may get no example in a micro-step: it then gets one as a
+    filler, written ``~row``, that must weigh nothing.
 
     >>> list(EffectiveBatches(7, micro_batch=2, accumulation=2, shuffle=False))
     [[0, 1], [2, 3], [4, 5], [6]]
+    >>> list(EffectiveBatches(4, micro_batch=2, accumulation=2, shuffle=False, lengths=[9, 3, 8, 4]))
+    [[1, 3], [2, 0]]
     >>> [list(EffectiveBatches(5, 1, 1, ranks=2, rank=rank, shuffle=False)) for rank in (0, 1)]
     [[[0], [2], [4]], [[1], [3], [-5]]]
     """
@@ -39,12 +43,14 @@ class EffectiveBatches(Sampler[list[int]]):
         seed: int = 0,
         shuffle: bool = True,
         drop_last: bool = False,
+        lengths: Sequence[int] | None = None,
     ):
         self.micro_step = micro_batch * ranks
         self.size = self.micro_step * accumulation
         self.examples = examples - examples % self.size if drop_last else examples
         self.ranks, self.rank, self.seed, self.shuffle, self.epoch = ranks, rank, seed, shuffle, 0
         self.total = examples
+        self.lengths = lengths if accumulation > 1 else None
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the shuffle of this epoch."""
@@ -61,12 +67,16 @@ class EffectiveBatches(Sampler[list[int]]):
             yield mine or [~dealt[0]]
 
     def _order(self) -> list[int]:
-        if not self.shuffle:
-            return list(range(self.total))
-        # a generator of its own: what a method's initialisation or dropout drew cannot change the order
-        digest = hashlib.sha256(f"{self.seed}/{self.epoch}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-        return torch.randperm(self.total, generator=generator).tolist()
+        order = list(range(self.total))
+        if self.shuffle:
+            # a generator of its own: what a method's initialisation or dropout drew cannot change the order
+            digest = hashlib.sha256(f"{self.seed}/{self.epoch}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+            order = torch.randperm(self.total, generator=generator).tolist()
+        if (lengths := self.lengths) is None:
+            return order
+        batches = (order[start : start + self.size] for start in range(0, self.total, self.size))
+        return [row for batch in batches for row in sorted(batch, key=lambda row: lengths[row])]
 
 
 def held_out(examples: int, every: int, seed: int, epoch: int | None = None) -> Bool[Tensor, " examples"]:

@@ -41,7 +41,7 @@ from uq4ct.interruption import Interrupted, StopSignal
 from uq4ct.losses.answer import answer_loss, is_correct
 from uq4ct.losses.objective import Objective
 from uq4ct.manifest import verify_manifest
-from uq4ct.scoring import Example, check_lengths, collate, padding_side_of, score, score_all, uq4ct_loss
+from uq4ct.scoring import Example, check_lengths, collate, length, padding_side_of, score, score_all, uq4ct_loss
 from uq4ct.watching import ProgressLines, Tally
 
 __all__ = ["CalibratedTrainer", "Diverged", "Interrupted", "uq4ct_loss"]
@@ -142,6 +142,7 @@ class CalibratedTrainer(transformers.Trainer):
             seed=self._data_seed,
             shuffle=self._shuffled,
             drop_last=self.args.dataloader_drop_last,
+            lengths=[length(self._examples[row]) for row in range(len(self._examples))],
         )
         return loader(
             self._examples,
