@@ -262,6 +262,7 @@ def test_a_foreign_folder_is_never_written_to(questions, tmp_path, capsys):
 def test_a_file_is_evaluated_on_the_one_beside_it(questions, tmp_path):
     assert comparing.evaluation_of(str(questions)) == str(questions.with_name("test.jsonl"))
     assert comparing.evaluation_of("openbookqa") == "openbookqa"
+    assert comparing.evaluation_of("openbookqa:train@abc") == "openbookqa@abc"
     alone = tmp_path / "alone.jsonl"
     write_questions(alone, range(3))
     with pytest.raises(UserError, match="name the questions to evaluate on"):

@@ -244,10 +244,29 @@ def hub(monkeypatch) -> list[tuple[Any, ...]]:
     return asked
 
 
+def test_a_task_is_named_with_its_split():
+    found = data.load("tiny:validation")
+    assert (found.name, found.split, found.default_split) == ("tiny", "validation", False)
+    assert found.sha256 == data.load("tiny", split="validation").sha256 != data.load("tiny").sha256
+    assert data.load("tiny:test").default_split
+    with pytest.raises(UserError, match="task 'tiny' has no split 'valid'; its splits are train, calibration, valid"):
+        data.load("tiny:valid")
+
+
+def test_a_revision_is_refused_where_there_is_no_hub(tmp_path):
+    for source, where in (("tiny@validation", "from the package"), ("arc_easy@validation", f"below {tmp_path}")):
+        with pytest.raises(UserError) as raised:
+            data.load(source, root=tmp_path)
+        name = source.partition("@")[0]
+        assert f"'@validation' is a revision on the hub, and {name} is read {where}" in str(raised.value)
+        assert str(raised.value).endswith(f"a split is named as in {name}:validation")
+
+
 def test_tasks_are_read_from_the_hub_by_id_subset_and_pinned_revision(hub):
     found = data.load("openbookqa")
     assert (found.path, found.revision, len(found.sha256)) == ("allenai/openbookqa", "c0ffee", 64)
     data.load("openbookqa@abc", split="validation")
+    data.load("openbookqa:validation@abc")
     data.load("arc_easy", training=True, config=data.DataConfig(revision="abc"))
     data.load("arc_challenge", config=data.DataConfig(revision="of another data set"))
     data.load("boolq")
@@ -258,6 +277,7 @@ def test_tasks_are_read_from_the_hub_by_id_subset_and_pinned_revision(hub):
     data.load("owner/name:part@abc", split="test")
     assert hub == [
         ("allenai/openbookqa", "main", "test", None),
+        ("allenai/openbookqa", "main", "validation", "abc"),
         ("allenai/openbookqa", "main", "validation", "abc"),
         ("allenai/ai2_arc", "ARC-Easy", "train", "abc"),
         ("allenai/ai2_arc", "ARC-Challenge", "test", None),

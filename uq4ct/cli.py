@@ -169,7 +169,8 @@ def train(
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
     data: Annotated[
-        list[str], typer.Option("--data", metavar="FILE|TASK ...", help="Questions to score, one or more sources.")
+        list[str],
+        typer.Option("--data", metavar="FILE|TASK ...", help="Questions to score: file, TASK[:SPLIT], hub id."),
     ],
     split: Annotated[
         str | None, typer.Option("--split", help="Default: the labelled test split, else validation.")
@@ -291,7 +292,7 @@ def compare(
     data: Data = None,
     eval_data: Annotated[
         list[str] | None,
-        typer.Option("--eval-data", metavar="FILE|TASK ...", help="Default: the training task's evaluation split."),
+        typer.Option("--eval-data", metavar="FILE|TASK ...", help="Default: the training task's test split."),
     ] = None,
     seeds: Annotated[
         str | None,

@@ -97,7 +97,9 @@ def evaluation_of(source: str) -> str:
     For a file it is the file called test, or validation, beside it. Raises UserError where there is none.
     """
     path = Path(source)
-    if source.partition("@")[0] in tasks.names() or not path.is_file():
+    if wanted := tasks.wanted(source):
+        return f"{wanted.task.name}@{wanted.revision}" if wanted.revision else wanted.task.name
+    if not path.is_file():
         return source
     beside = [path.with_name(f"{name}{suffix}") for name in ("test", "validation") for suffix in SUFFIXES]
     for other in beside:

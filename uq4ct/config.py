@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from uq4ct import methods
+from uq4ct import methods, tasks
 from uq4ct.adapting import TrainConfig
 from uq4ct.backbone import ModelConfig
 from uq4ct.data import DataConfig
@@ -159,8 +159,8 @@ def preset_layers(name: str, source: str | None = None) -> list[Layer]:
     if name not in PRESETS:
         near = did_you_mean(name, list(PRESETS))
         raise UserError(f"--preset: '{name}' is not one of {', '.join(PRESETS)}.{near}")
-    task = str(source).partition("@")[0]
-    values = (PRESETS[name], TASK_PRESETS.get(name, {}).get(task, {}))
+    wanted = tasks.wanted(str(source))
+    values = (PRESETS[name], TASK_PRESETS.get(name, {}).get(wanted.task.name, {}) if wanted else {})
     return [Layer.of(value, f"preset {name}") for value in values]
 
 

@@ -82,5 +82,5 @@ def protocol(name: str) -> Protocol:
 
 def split_of(source: str, held: Protocol) -> str | None:
     """Return the split of a source that a protocol reports, None for its default one."""
-    name = source.partition("@")[0]
-    return tasks.get(name).paper_split if held.split == "paper" and name in tasks.names() else None
+    wanted = tasks.wanted(source)
+    return wanted.task.paper_split if held.split == "paper" and wanted else None

@@ -130,7 +130,7 @@ def _anywhere(config: Config) -> Config:
 
 
 def _place(source: str) -> str:
-    here = source.strip() and source not in tasks.names() and Path(source).exists()  # Path("") is this very folder
+    here = source.strip() and not tasks.wanted(source) and Path(source).exists()  # Path("") is this very folder
     return str(Path(source).resolve()) if here else source
 
 

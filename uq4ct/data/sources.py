@@ -87,7 +87,8 @@ def load(
 
     ``split`` None is train when ``training``, else the labelled test split, else validation. ``root`` is where named
     tasks are read: "hub", or a folder laid out as ``<task>/<split>.jsonl``. A hub id may carry its subset and revision:
-    ``owner/name:subset@revision``, and a task its revision. ``config`` was written for the source that is trained on:
+    ``owner/name:subset@revision``, and a task its split, before ``split``, and revision: ``arc_easy:validation``,
+    ``arc_easy@revision``. ``config`` was written for the source that is trained on:
     other files use of its columns what they have. ``need_answers`` False lets answers be unknown.
     Raises UserError listing every bad row, NoData when a task has no such file.
     """
@@ -98,10 +99,16 @@ def load(
 def _load(
     name: str, split: str | None, root: str | Path, config: DataConfig, training: bool, need_answers: bool
 ) -> QuestionSet:
-    plain, _, revision = name.partition("@")
-    if plain in tasks.names():
-        task = tasks.get(plain)
-        pinned = revision or (config.revision if training else None) or task.revision
+    if wanted := tasks.wanted(name):
+        task = wanted.task
+        if wanted.revision and (task.hub_id is None or str(root) != "hub"):
+            raise UserError(
+                f"'{name}': '@{wanted.revision}' is a revision on the hub, and {task.name} is read "
+                f"{'from the package' if task.hub_id is None else f'below {root}'}; a split is named as in "
+                f"{task.name}:validation"
+            )
+        pinned = wanted.revision or (config.revision if training else None) or task.revision
+        split = wanted.split or split
         return _load_task(replace(task, revision=pinned), split, root, config, training, need_answers)
     kind = _kind_of_source(name)
     if kind == "file":
@@ -111,6 +118,7 @@ def _load(
         return replace(found, split=split or found.split)
     if kind == "folder":
         return _load_hub_id(name, split, config, training, need_answers, distinct_gold=training)
+    plain, _, revision = name.partition("@")
     name, _, subset = plain.partition(":")
     config = config.model_copy(
         update={"subset": subset or config.subset, "revision": revision or (None if subset else config.revision)}

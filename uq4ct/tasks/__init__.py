@@ -9,12 +9,12 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from uq4ct.errors import UserError, did_you_mean
 from uq4ct.tasks.base import Part, Row, Schema, Task
 
-__all__ = ["Part", "Row", "Schema", "Task", "get", "list_tasks", "names", "schemas"]
+__all__ = ["Part", "Row", "Schema", "Task", "Wanted", "get", "list_tasks", "names", "schemas", "wanted"]
 
 
 @cache
@@ -55,6 +55,29 @@ def get(name: str) -> Task:
         near = did_you_mean(name, list(tasks))
         raise UserError(f"no task is called '{name}'.{near} Tasks: {', '.join(sorted(tasks))}")
     return tasks[name]
+
+
+class Wanted(NamedTuple):
+    """What a source that names a task asks for: ``TASK``, ``TASK:SPLIT``, ``TASK@REVISION`` or all three."""
+
+    task: Task
+    split: str | None
+    revision: str | None
+
+
+def wanted(source: str) -> Wanted | None:
+    """Read a source that names a task; None for a file, a folder or a hub id.
+
+    >>> asked = wanted("arc_easy:validation")
+    >>> asked.task.name, asked.split, asked.revision
+    ('arc_easy', 'validation', None)
+    >>> wanted("owner/name:subset") is None
+    True
+    """
+    plain, _, revision = source.partition("@")
+    name, _, split = plain.partition(":")
+    task = _registry()[0].get(name)
+    return None if task is None else Wanted(task, split or None, revision or None)
 
 
 def list_tasks() -> list[dict[str, Any]]:
