@@ -20,7 +20,7 @@ def test_every_campaign_names_methods_options_and_tasks_that_exist(name):
     own = CAMPAIGNS[name]
     labels = [spec.label for spec in campaign.parse_methods(own["methods"])]
     assert len(set(labels)) == len(labels)
-    assert {each.partition("@")[0] for each in [own["data"], *own["eval-data"]]} <= set(tasks.names())
+    assert all(tasks.wanted(source) for source in [own["data"], *own["eval-data"]])
     assert own["model"] in ("tiny", "minilm")
     assert set(own) <= {"model", "data", "eval-data", "methods", "seeds", "preset", "set", "baseline"}
     assert len(own["seeds"].split(",")) >= 5
