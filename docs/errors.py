@@ -308,6 +308,14 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("`--set` with an unknown option", f"{_TRAIN} --set method.rnk=3"),
         Case("More experts per token than experts", f"{_TRAIN} --set method.top_k=9"),
         Case("Experts for three layers, the model has two", f"{_TRAIN} --set method.num_experts=[2,2,2]"),
+        Case(
+            "A calibration target that FEU as a vector cannot follow",
+            f"{_TRAIN} --set method.calibration_target=mixture --set method.feu_reduction=vector",
+        ),
+        Case(
+            "Too few questions to hold some out",
+            f"{_TRAIN} --set method.calibration_questions=apart --set method.held_out_every=60",
+        ),
         Case("Modules that the model does not have", f"{_TRAIN} --set method.target_modules=[q_prj]"),
         Case("Chat prompts for a model without a chat template", f"{_TRAIN} --set prompt.pack=chat"),
         Case("Every question kept for calibration", f"{_TRAIN} --set data.calibration_fraction=1"),
@@ -321,6 +329,8 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("Evaluation while training", f"{_TRAIN} --set train.eval_strategy=steps"),
         Case("Evaluation without data", "evaluate run"),
         Case("The same data twice", "evaluate run --data questions.jsonl questions.jsonl"),
+        Case("Revision of a task that comes with the package", "evaluate run --data tiny@validation"),
+        Case("Split that a task does not have", "evaluate run --data tiny:valid"),
         Case("Split of a file", "evaluate run --data questions.jsonl --split test"),
         Case("Confidence above 1", "evaluate run --data questions.jsonl --abstain-below 1.5"),
         Case("Two abstain rules", "evaluate run --data questions.jsonl --abstain-below 0.5 --target-accuracy 0.9"),

@@ -54,7 +54,7 @@ def prepare(config: Config) -> Prepared:
     everything = questions.questions
     fit, calibration = data.calibration_split(questions, config=config.data, seed=config.output.seed)
     questions = replace(questions, questions=fit)
-    if problems := config.method.without_calibration(len(calibration)):
+    if problems := config.method.unfit(len(fit), len(calibration)):
         raise UserError([f"method {config.method.label}: {problem}" for problem in problems])
     backbone = _base_model(config, everything)
     encoder = encoder_for(backbone, config.prompt)

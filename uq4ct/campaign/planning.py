@@ -94,8 +94,8 @@ def plan(
             config.method.check(desk.outline(config).model)
         with problems.caught():
             if training is not None:
-                kept = min(len(desk.split(config, training, seed)[1]) for seed in seeds)
-                reasons = config.method.without_calibration(kept)
+                parts = [desk.split(config, training, seed) for seed in seeds]
+                reasons = config.method.unfit(*(min(map(len, part)) for part in zip(*parts, strict=True)))
                 problems.add(*(f"--methods: '{label}': {reason}" for reason in reasons))
     problems.end()
     assert training is not None

@@ -293,7 +293,7 @@ def _check_present(task: Task, split: str, folder: Path | None, parts: Sequence[
         return
     files = ", ".join(missing[:2]) + (f" and {len(missing) - 2} more" if len(missing) > 2 else "")
     if split not in task.splits:
-        here = f", and there is no file {files}" if files else ""
+        here = f", and there is no file {files}" if files and task.hub_id else ""
         raise NoData(f"task '{task.name}' has no split '{split}'; its splits are {', '.join(task.splits)}{here}")
     if task.hub_id is None:
         raise NoData(f"task '{task.name}': {files} is missing from the installation; install the package again")

@@ -80,15 +80,15 @@ class Method(BaseModel):
         """Whether predictions carry FEU."""
         return False
 
-    def without_calibration(self, questions: int) -> list[str]:
-        """Return why this method, or its post-hoc calibration, cannot be fitted with so many calibration questions.
+    def unfit(self, questions: int, calibration: int) -> list[str]:
+        """Return why this method, or its post-hoc calibration, cannot be fitted on so many questions of either kind.
 
         >>> from uq4ct.methods import find
-        >>> find("lora")(posthoc="feu").without_calibration(100)
+        >>> find("lora")(posthoc="feu").unfit(900, calibration=100)
         ['calibration by FEU needs a method with a router (mixlora, uq4ct), and this one has none; use temperature']
         """
         problems = []
-        if (self.posthoc or self.needs_calibration) and not questions:
+        if (self.posthoc or self.needs_calibration) and not calibration:
             problems.append(
                 "needs a calibration split, but none is kept; set data.calibration_fraction, for example 0.1 (the "
                 "paper's preset and protocol have none)"
@@ -96,7 +96,7 @@ class Method(BaseModel):
         if self.posthoc:
             from uq4ct.posthoc import calibrator
 
-            problems += calibrator(self.posthoc).unfit(questions, self.has_router)
+            problems += calibrator(self.posthoc).unfit(calibration, self.has_router)
         return problems
 
     def options(self) -> dict[str, Any]:

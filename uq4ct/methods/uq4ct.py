@@ -37,6 +37,16 @@ class Uq4ct(MixtureMethod):
             raise ValueError("calibration_target 'mixture' needs more experts than top_k: otherwise FEU is always 1")
         return self
 
+    def unfit(self, questions: int, calibration: int) -> list[str]:
+        """Say where there are too few questions to hold some out of the answer loss, too."""
+        problems = super().unfit(questions, calibration)
+        if self.calibration_questions != "all" and questions < self.held_out_every:
+            problems.append(
+                f"calibration_questions '{self.calibration_questions}' holds out one question in "
+                f"{self.held_out_every}, and there are {questions} to fit on; set calibration_questions to all"
+            )
+        return problems
+
     def objective(self) -> Objective:
         """Return L = CE + alpha L_b + beta L_cal (Eq. 11)."""
         from uq4ct.losses.objective import Objective
