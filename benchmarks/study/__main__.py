@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -53,7 +54,7 @@ def command(campaign: Mapping[str, Any], folder: Path, data_root: str, workers: 
     model = options.pop("model")
     call = [sys.executable, "-m", "uq4ct", "compare", "--model", encoder() if model == "minilm" else model]
     for setting, value in options.pop("set", {}).items():
-        call += ["--set", f"{setting}={value}"]
+        call += ["--set", f"{setting}={json.dumps(value)}"]
     for flag, value in options.items():
         call += [f"--{flag}", *(value if isinstance(value, list) else [str(value)])]
     return [*call, "--data-root", data_root, "--workers", str(workers), "--output", str(folder)]
