@@ -12,6 +12,7 @@ from scipy.optimize import approx_fprime, minimize
 
 from uq4ct.errors import UserError
 from uq4ct.posthoc import base, calibrator, feu, names, vector
+from uq4ct.posthoc.familiarity import Familiarity
 from uq4ct.posthoc.feu import FeuScaling
 from uq4ct.posthoc.temperature import Temperature
 from uq4ct.posthoc.vector import Vector
@@ -231,19 +232,58 @@ def test_a_constant_feu_gives_one_temperature():
     np.testing.assert_allclose(fitted.apply(constant).probabilities, single.apply(prediction).probabilities, rtol=1e-9)
 
 
-def test_feu_scaling_without_a_router_is_refused():
+@pytest.mark.parametrize("kind", [FeuScaling, Familiarity])
+def test_a_scaling_by_feu_without_a_router_is_refused(kind):
     prediction, answer = ragged(20, seed=13)
     bare = Prediction(prediction.ids, prediction.logits, prediction.mask)
     with pytest.raises(UserError, match="needs a method with a router"):
-        FeuScaling.fit(bare, answer)
+        kind.fit(bare, answer)
     with pytest.raises(UserError, match="needs a method with a router"):
-        FeuScaling.fit(prediction, answer).apply(bare)
+        kind.fit(prediction, answer).apply(bare)
+
+
+# ------------------------------------------------------------------------------------------------- familiarity
+
+
+def test_familiarity_divides_by_a_temperature_that_rises_below_the_usual_feu_alone():
+    prediction, answer = ragged(80, seed=16)
+    fitted = Familiarity.fit(prediction, answer)
+    mean = math.fsum(prediction.feu) / 80
+    sd = math.sqrt(math.fsum((value - mean) ** 2 for value in prediction.feu) / 80)
+    assert (fitted.feu_mean, fitted.feu_sd) == (pytest.approx(mean), pytest.approx(sd))
+    found, raised = fitted.apply(prediction), 0
+    for k in range(80):
+        log_t = fitted.level
+        if prediction.feu[k] < mean - sd:
+            log_t, raised = log_t + (mean - sd - prediction.feu[k]) / sd, raised + 1
+        row = prediction.log_probabilities[k][prediction.mask[k]] / math.exp(log_t)
+        np.testing.assert_allclose(found.probabilities[k][prediction.mask[k]], softmax(row), rtol=1e-12)
+    assert 5 < raised < 40
+
+
+def test_no_other_level_of_familiarity_is_better():
+    prediction, answer = ragged(300, seed=17)
+    fitted = Familiarity.fit(prediction, answer)
+    best = nll(fitted.apply(prediction), answer)
+    for step in (-0.3, -0.01, 0.01, 0.3):
+        moved = fitted.model_copy(update={"level": fitted.level + step})
+        assert nll(moved.apply(prediction), answer) > best
+
+
+def test_familiarity_knows_no_limit_but_the_highest_temperature_and_a_constant_feu_gives_one_temperature():
+    prediction, answer = ragged(100, seed=18)
+    far = Prediction(prediction.ids, prediction.logits, prediction.mask, np.full(100, -1e6))
+    hottest = Familiarity.fit(prediction, answer).apply(far)
+    np.testing.assert_allclose(hottest.logits[:, 0], base.log_softmax(prediction.log_probabilities / math.exp(3)))
+    constant = Prediction(prediction.ids, prediction.logits, prediction.mask, np.full(100, 0.7))
+    single = Temperature.fit(prediction, answer).apply(prediction)
+    np.testing.assert_allclose(Familiarity.fit(constant, answer).apply(constant).logits, single.logits, rtol=1e-12)
 
 
 # ------------------------------------------------------------------------------------------------- all of them
 
 
-@pytest.mark.parametrize("kind", every(), ids=names())
+@pytest.mark.parametrize("kind", [Temperature, Vector, FeuScaling])  # what familiarity adds to a temperature is no fit
 @pytest.mark.parametrize("seed", range(4))
 def test_a_fit_is_never_worse_than_no_fit_on_its_own_questions(kind, seed):
     prediction, answer = ragged(220, seed, samples=1 + seed % 2)

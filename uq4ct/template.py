@@ -46,7 +46,7 @@ METHOD_COMMENTS = {
     "balance_probabilities": "full softmax, or only the kept values",
     "calibration_weight": "beta of Eq. 11: 0 is MixLoRA",
     "calibration_schedule": "constant, or incremental over 50 steps (Eq. 12)",
-    "calibration_target": "indicator (Eq. 10); probability or mixture: follow the gold answer's probability",
+    "calibration_target": "indicator (Eq. 10); probability or mixture of the gold answer; shuffled: a control",
     "calibration_questions": "all; rotating or apart: those that the answer loss leaves out",
     "held_out_every": "one question in so many is left out, unless it is all",
     "smoothing": "share of the target spread over the question's own choices",

@@ -22,14 +22,15 @@ class Uq4ct(MixtureMethod):
     calibration_schedule: Literal["constant", "incremental"] = "constant"  # incremental: Eq. 12
     feu_reduction: Literal["mass", "top1", "vector"] = "mass"
     feu_tokens: Literal["prompt", "last"] = "prompt"
-    calibration_target: Literal["indicator", "probability", "mixture"] = "indicator"  # Eq. 10; the others go beyond it
+    # Eq. 10 has the indicator; probability and mixture go beyond it, shuffled is a control
+    calibration_target: Literal["indicator", "probability", "mixture", "shuffled"] = "indicator"
     calibration_questions: Literal["all", "rotating", "apart"] = "all"  # those that L_cal is taken on; see Objective
     held_out_every: int = Field(5, ge=2)  # one question in so many, unless it is all
 
     @model_validator(mode="after")
     def _target_fits_feu(self) -> Self:
         target = self.calibration_target
-        if target != "indicator" and self.feu_reduction == "vector":
+        if target not in ("indicator", "shuffled") and self.feu_reduction == "vector":
             raise ValueError(f"calibration_target '{target}' needs FEU as one number; set feu_reduction mass or top1")
         experts = self.num_experts if isinstance(self.num_experts, tuple) else (self.num_experts,)
         smallest = self.top_k if self.feu_reduction == "mass" else 1
@@ -49,9 +50,11 @@ class Uq4ct(MixtureMethod):
 
     def objective(self) -> Objective:
         """Return L = CE + alpha L_b + beta L_cal (Eq. 11)."""
+        from uq4ct.losses.controls import ShuffledObjective
         from uq4ct.losses.objective import Objective
 
-        return Objective(
+        shuffled = self.calibration_target == "shuffled"
+        return (ShuffledObjective if shuffled else Objective)(
             answer_loss=self.answer_loss,
             balance_weight=self.balance_weight,
             balance_counts=self.balance_counts,
@@ -61,7 +64,7 @@ class Uq4ct(MixtureMethod):
             calibration_schedule=self.calibration_schedule,
             feu_reduction=self.feu_reduction,
             feu_tokens=self.feu_tokens,
-            calibration_target=self.calibration_target,
+            calibration_target="indicator" if self.calibration_target == "shuffled" else self.calibration_target,
             calibration_questions=self.calibration_questions,
             held_out_every=self.held_out_every,
         )

@@ -13,7 +13,7 @@ def names() -> list[str]:
     """List the calibrators.
 
     >>> names()
-    ['feu', 'temperature', 'vector']
+    ['familiarity', 'feu', 'temperature', 'vector']
     """
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in ("base", "abstain"))
 

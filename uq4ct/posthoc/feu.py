@@ -39,11 +39,11 @@ class FeuScaling(Calibrator):
         the method has no FEU.
         """
         log_probs, answer, rows = labelled(prediction, answer)
-        feu = _feu_of(prediction)[rows]
-        mean, sd = float(feu.mean()), float(feu.std())
-        if sd <= 1e-12:  # constant but for rounding
+        feu = feu_of(prediction)[rows]
+        mean, sd = spread(feu)
+        if np.abs(feu - mean).max() <= 1e-12:
             level, at_bound = best_log_temperature(log_probs, answer)
-            return cls(items=len(answer), at_bound=at_bound, level=level, slope=0.0, feu_mean=mean, feu_sd=1.0)
+            return cls(items=len(answer), at_bound=at_bound, level=level, slope=0.0, feu_mean=mean, feu_sd=sd)
         level, slope = _fitted(log_probs, answer, (feu - mean) / sd)
         at_bound = max(abs(level), -slope) >= LIMIT - 1e-9
         return cls(items=len(answer), at_bound=at_bound, level=level, slope=slope, feu_mean=mean, feu_sd=sd)
@@ -55,7 +55,7 @@ class FeuScaling(Calibrator):
 
     def logits(self, prediction: Prediction) -> np.ndarray:
         """Return log p / T(x)."""
-        z = (_feu_of(prediction) - self.feu_mean) / self.feu_sd
+        z = (feu_of(prediction) - self.feu_mean) / self.feu_sd
         return prediction.log_probabilities / np.exp(log_temperature(self.level, self.slope, z))[:, None]
 
     def _fitted(self) -> str:
@@ -98,7 +98,14 @@ def _fitted(log_probs: np.ndarray, answer: np.ndarray, z: np.ndarray) -> tuple[f
     return float(best[0]), float(best[1])
 
 
-def _feu_of(prediction: Prediction) -> np.ndarray:
+def spread(feu: np.ndarray) -> tuple[float, float]:
+    """Return mean and standard deviation of FEU, 1 for that of a constant."""
+    sd = float(feu.std())
+    return float(feu.mean()), sd if sd > 1e-12 else 1.0  # constant but for rounding
+
+
+def feu_of(prediction: Prediction) -> np.ndarray:
+    """Return the FEU of each item, (item,); raise UserError when the method has none."""
     if prediction.feu is None:
         raise UserError(NO_FEU)
     return prediction.feu
