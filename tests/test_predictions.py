@@ -57,9 +57,10 @@ def test_a_row_has_the_documented_keys_in_the_rows_own_labels() -> None:
 @pytest.mark.parametrize("prediction", [one_pass(), three_passes()], ids=["one pass", "three passes"])
 def test_rows_written_and_read_again_are_the_same_to_the_last_bit(tmp_path: Path, prediction: Prediction) -> None:
     made = predictions.rows(QUESTIONS, prediction, method="lora")
+    made[0]["question"] += " \u2028\x85\r\n?"
     predictions.write(tmp_path / "predictions.jsonl", made)
     read = predictions.read(tmp_path / "predictions.jsonl")
-    assert read == made
+    assert read == made == predictions.read_own(tmp_path / "predictions.jsonl")
     again = predictions.to_prediction(read)
     assert (again.logits == prediction.logits).all()
     assert (again.mask == prediction.mask).all()

@@ -13,7 +13,7 @@ distribution, ``probabilities`` is null.
 
 from uq4ct.predictions.columns import Columns
 from uq4ct.predictions.reading import Reading, evaluations, read, read_any
-from uq4ct.predictions.writing import Row, rows, to_line, to_prediction, write
+from uq4ct.predictions.writing import Row, read_own, rows, to_line, to_prediction, write
 
 __all__ = [
     "Columns",
@@ -22,6 +22,7 @@ __all__ = [
     "evaluations",
     "read",
     "read_any",
+    "read_own",
     "rows",
     "to_line",
     "to_prediction",

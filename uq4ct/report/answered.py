@@ -52,7 +52,7 @@ def read(scored: Sequence[Scored]) -> Asked:
         for run in scored:
             if task in run.evaluations:
                 folder = run.folder / "evaluations" / task
-                rows = predictions.read(folder / "predictions.jsonl")
+                rows = predictions.read_own(folder / "predictions.jsonl")
                 asked = [(row["id"], row["label"]) for row in rows]
                 first = first or (folder, asked)
                 if asked != first[1]:
