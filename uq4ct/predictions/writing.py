@@ -74,7 +74,7 @@ def write(path: Path, rows: Iterable[Row]) -> None:
 
 
 def read_own(path: Path) -> list[Row]:
-    """Return the rows of a file that ``write`` made and a manifest seals; ``read`` checks anyone's, and takes longer."""
+    """Return the rows of a file that ``write`` made and a manifest seals; ``read`` is for anyone's."""
     with path.open(encoding="utf-8", newline="\n") as lines:  # str.splitlines would also end lines at U+2028
         return [json.loads(line) for line in lines]
 
