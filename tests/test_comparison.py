@@ -294,7 +294,7 @@ def test_of_methods_that_do_not_differ_hardly_any_is_called_better(seeds, monkey
             seen = wander * (odds + generator.normal(0, 0.5, (seeds, 60)))
             methods[name] = [in_memory(name, s, 1 / (1 + np.exp(-seen[s])), answer) for s in range(seeds)]
         settings = Settings(resamples=200, seed=case)
-        rows = differences.of_task(methods, comparison._resampled(methods, settings), "lora", settings)
+        rows = differences.of_task(methods, comparison.resampled(methods, settings), "lora", settings)
         (verdict,) = differences.verdicts(differences.corrected(rows))
         wins, losses = wins + (verdict["verdict"] == "better"), losses + (verdict["verdict"] == "worse")
     assert wins / cases <= 0.05

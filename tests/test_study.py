@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 
+import numpy as np
 import pytest
 import yaml
+from compared_runs import scored
 
 from benchmarks.study import __main__ as study
+from benchmarks.study import target
 from benchmarks.study.tables import _PLACE, KINDS, keep, write_tables
 from uq4ct import campaign, tasks
 from uq4ct.cli import invoke
@@ -22,7 +26,7 @@ def test_every_campaign_names_methods_options_and_tasks_that_exist(name):
     assert len(set(labels)) == len(labels)
     assert all(tasks.wanted(source) for source in [own["data"], *own["eval-data"]])
     assert own["model"] in ("tiny", "minilm")
-    assert set(own) <= {"model", "data", "eval-data", "methods", "seeds", "preset", "set", "baseline"}
+    assert set(own) <= {"model", "data", "eval-data", "methods", "seeds", "preset", "set", "baseline", "target"}
     assert len(own["seeds"].split(",")) >= 5
 
 
@@ -40,7 +44,7 @@ RESULTS = {
     "cells": [{"method": "lora", "status": "complete"}, {"method": "uq4ct", "status": "failed"}],
     "results": [
         {
-            "task": "tiny", "method": method, "passes": 1, "n": 10, "seeds": [1, 2], "feu": None, "accuracy": 0.5,
+            "task": "tiny", "split": "test", "method": method, "passes": 1, "n": 10, "seeds": [1, 2], "feu": None, "accuracy": 0.5,
             "nll": 1.25, "brier": 0.5, "ece": 0.125, "auroc": None, "ece_null": {"low": 0.01, "high": 0.04},
             "intervals": {"accuracy": [0.4, 0.6], "nll": [1.0, 1.5], "brier": None, "ece": [0.0, 0.2], "auroc": None},
             "values": {name: [0.25, 0.75] for name in ("accuracy", "nll", "brier", "ece", "auroc", "feu")},
@@ -48,7 +52,7 @@ RESULTS = {
         for method in ("uq4ct", "lora")
     ],
     "differences": [], "shift_detection": [], "feu_usefulness": [], "costs": [],
-    "verdicts": [{"task": "tiny", "method": "uq4ct", "verdict": "worse"}],
+    "verdicts": [{"task": "tiny", "split": "test", "method": "uq4ct", "verdict": "worse"}],
 }  # fmt: skip
 
 
@@ -80,6 +84,77 @@ def test_a_page_is_filled_from_the_results_again_and_again(tmp_path):
     assert (docs / "study.md").read_text() == found
     kept = json.loads((docs / "study" / "own.json").read_text())
     assert [cell["status"] for cell in kept["unfinished"]] == ["failed"]
+
+
+TARGET = {
+    "ours": "ours", "temperature": "scaled", "baseline": "lora", "rivals": ["lora", "other"], "tasks": ["coins", "dice"]
+}  # fmt: skip
+
+
+def runs_for_a_target(folder):
+    """Three seeds of four methods on two tasks: right answers at odds, said with more or less confidence."""
+    generator = np.random.default_rng(3)
+    surer = {"lora": 3.0, "other": 2.0, "scaled": 1.0, "ours": 1.1}
+    for task in TARGET["tasks"]:
+        odds = generator.normal(0, 1, 400)
+        answer = (generator.random(400) > 1 / (1 + np.exp(-odds))).astype(int).tolist()
+        for method, factor in surer.items():
+            for seed in (1, 2, 3):
+                seen = 1 / (1 + np.exp(-factor * (odds + generator.normal(0, 0.05, 400))))
+                run = scored(folder / "cells", method, seed, seen, answer, task=task)
+                (run.folder / "cell.json").write_text(json.dumps({"method": method, "seed": seed}))
+
+
+def test_the_target_is_asked_by_task_and_pooled(tmp_path):
+    runs_for_a_target(tmp_path)
+    rows = target.target_of(tmp_path, TARGET)
+    found = {(row["task"], row["demand"]): row for row in rows}
+    assert set(found) == {(t, d) for t in ("coins", "dice", "all") for d in ("nll", "accuracy", "ECE excess")}
+
+    def mean(method, task, name):
+        paths = (tmp_path / "cells").glob(f"{method}-?/evaluations/{task}/metrics.json")
+        return np.mean([json.loads(path.read_text())[name] for path in paths])
+
+    for task in TARGET["tasks"]:
+        metrics = [json.loads(p.read_text()) for p in (tmp_path / "cells").glob(f"*/evaluations/{task}/metrics.json")]
+        assert len(metrics) == 12
+        assert found[task, "ECE excess"]["rival"] == "other"  # the better of the two rivals
+        difference = mean("ours", task, "nll") - mean("scaled", task, "nll")
+        assert found[task, "nll"]["difference"] == pytest.approx(difference)
+        difference = mean("ours", task, "accuracy") - mean("lora", task, "accuracy")
+        assert found[task, "accuracy"]["difference"] == pytest.approx(difference)
+    excess = {
+        (method, task): np.mean(
+            [
+                (one := json.loads(path.read_text()))["ece"] - one["ece_null"]["mean"]
+                for path in (tmp_path / "cells").glob(f"{method}-?/evaluations/{task}/metrics.json")
+            ]
+        )
+        for method in ("ours", "other")
+        for task in TARGET["tasks"]
+    }
+    by_task = [excess["ours", task] - 0.75 * excess["other", task] for task in TARGET["tasks"]]
+    assert found["coins", "ECE excess"]["difference"] == pytest.approx(by_task[0])
+    pooled = found["all", "ECE excess"]
+    assert pooled["difference"] == pytest.approx(np.mean(by_task))
+    assert pooled["interval"][0] < pooled["difference"] < pooled["interval"][1] < 0
+    lines = list(target.table({"target": rows}, []))
+    assert len(lines) == 2 + 9
+    assert lines[-1].startswith("| all | ECE excess")
+    assert lines[-1].endswith("| yes |")
+
+
+def test_a_target_of_methods_with_other_seeds_is_no_target(tmp_path):
+    runs_for_a_target(tmp_path)
+    shutil.rmtree(tmp_path / "cells" / "other-2")
+    with pytest.raises(ValueError, match="methods have different seeds"):
+        target.target_of(tmp_path, TARGET)
+
+
+def test_no_less_excess_is_asked_where_a_rival_has_next_to_none(tmp_path):
+    runs_for_a_target(tmp_path)
+    rows = target.target_of(tmp_path, {**TARGET, "rivals": ["scaled"]})
+    assert {row["demand"] for row in rows} == {"nll", "accuracy"}
 
 
 def test_the_tables_of_the_pages_are_those_of_the_kept_results(tmp_path):

@@ -14,6 +14,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.study import target
+from benchmarks.study.target import target_of
+from uq4ct import tasks
+
 Json = Mapping[str, Any]
 METRICS = ("accuracy", "nll", "brier", "ece", "auroc")
 _PLACE = re.compile(
@@ -21,14 +25,14 @@ _PLACE = re.compile(
 )
 
 
-def keep(results: Path, target: Path) -> None:
-    """Write what the tables need of a results.json."""
+def keep(results: Path, path: Path, asked: Json | None = None) -> None:
+    """Write what the tables need of a results.json; ``asked`` is what the campaign's target compares, see target.py."""
     found = json.loads(results.read_text(encoding="utf-8"))
     if unfinished := [cell for cell in found["cells"] if cell["status"] != "complete"]:
         print(f"{results}: {len(unfinished)} cells are not finished; what is written leaves them out", file=sys.stderr)
+    for name in ("results", "differences", "verdicts"):
+        found[name] = [{**row, "task": _evaluation(row)} for row in found[name]]
     rows = found["results"]
-    if len({(row["task"], row["method"]) for row in rows}) < len(rows):
-        raise ValueError(f"{results}: two splits of one task; a campaign of the study evaluates one")
     own = ("task", "method", "passes", "n", "seeds", "feu", "ece_null", *METRICS)
     kept = {
         "machine": {name: found["machine"][name] for name in ("packages", "device")},
@@ -41,10 +45,21 @@ def keep(results: Path, target: Path) -> None:
         ],
         "differences": [row for row in found["differences"] if row["metric"] in METRICS],
         **{name: found[name] for name in ("verdicts", "shift_detection", "feu_usefulness", "costs")},
+        "target": target_of(results.parent, asked) if asked else [],
     }  # fmt: skip
-    target.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     parts = [f"{json.dumps(name)}: {_one_row_per_line(value)}" for name, value in _rounded(kept).items()]
-    target.write_text("{" + ",\n".join(parts) + "}\n", encoding="utf-8")
+    path.write_text("{" + ",\n".join(parts) + "}\n", encoding="utf-8")
+
+
+def _evaluation(row: Json) -> str:
+    """Return what the folder of an evaluation is called: the task, and its split where that is not the usual one.
+
+    >>> _evaluation({"task": "arc_easy", "split": "validation"}), _evaluation({"task": "boolq", "split": "validation"})
+    ('arc_easy.validation', 'boolq')
+    """
+    usual = tasks.get(row["task"]).evaluation_splits[0]
+    return row["task"] if row["split"] == usual else f"{row['task']}.{row['split']}"
 
 
 def write_tables(docs: Path) -> None:
@@ -156,6 +171,7 @@ KINDS: dict[str, Callable[[Json, Sequence[str]], Iterator[str]]] = {
     "costs": _costs,
     "shift": _shift,
     "feu": _feu,
+    "target": target.table,
 }
 
 

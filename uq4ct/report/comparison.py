@@ -50,7 +50,7 @@ def compare(scored: Sequence[Scored], seeds: int, settings: Settings, baseline: 
     results: list[Result] = []
     rows: list[Result] = []
     for methods in asked.values():
-        draws = _resampled(methods, settings)
+        draws = resampled(methods, settings)
         results += [_over_seeds(runs, draws[method], seeds, settings) for method, runs in methods.items()]
         if baseline is not None:
             rows += differences.of_task(methods, draws, baseline, settings)
@@ -157,7 +157,7 @@ def _made_with(run: Answered, settings: Settings) -> Result:
     }
 
 
-def _resampled(methods: Mapping[str, Sequence[Answered]], settings: Settings) -> Draws:
+def resampled(methods: Mapping[str, Sequence[Answered]], settings: Settings) -> Draws:
     """Return every metric of every run of one task on the same drawn questions."""
     drawn: dict[bytes, dict[str, list[np.ndarray]]] = {}
     which = {method: [_content(run.answers) for run in runs] for method, runs in methods.items()}
