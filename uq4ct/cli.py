@@ -391,7 +391,7 @@ def _show_comparison(found: dict[str, Any], output: Path, as_json: bool) -> None
     else:
         print(concluding.text_of(found))
         names = "results.json, table.md, .csv, .tex, differences.md, .csv"
-        _say(f"wrote {output}/{names}; next: uq4ct report {output}/cells")
+        _say(f"wrote {output}/{names}; next: uq4ct report {output}")
 
 
 @app.command()

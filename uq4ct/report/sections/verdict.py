@@ -141,7 +141,9 @@ def overview(material: Material) -> Table:
         f"Sorted by NLL on {home}. Dot: ECE with its interval; grey: what a perfectly calibrated model would show."
     )
     if verdicts and material.comparison:
-        caption += f" Below a name: how it fares against {material.comparison.baseline} on {home}."
+        scaled = any(row.get("baseline") != material.comparison.baseline for row in verdicts.values())
+        also = ", a scaled one against the scaled baseline" if scaled else ""
+        caption += f" Below a name: how it fares against {material.comparison.baseline}{also}, on {home}."
     return Table(caption, header, tuple(rows))
 
 
