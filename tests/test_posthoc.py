@@ -264,10 +264,20 @@ def test_familiarity_divides_by_a_temperature_that_rises_below_the_usual_feu_alo
 def test_no_other_level_of_familiarity_is_better():
     prediction, answer = ragged(300, seed=17)
     fitted = Familiarity.fit(prediction, answer)
-    best = nll(fitted.apply(prediction), answer)
-    for step in (-0.3, -0.01, 0.01, 0.3):
-        moved = fitted.model_copy(update={"level": fitted.level + step})
-        assert nll(moved.apply(prediction), answer) > best
+
+    def loss(level):
+        moved = fitted.model_copy(update={"level": level})
+        return 300 * nll(moved.apply(prediction), answer) + level**2 / 2  # less the log of a standard normal density
+
+    for level in (*np.linspace(-3, 3, 61), fitted.level - 0.01, fitted.level + 0.01):
+        assert loss(level) > loss(fitted.level)
+
+
+def test_few_questions_that_were_all_right_do_not_make_answers_certain():
+    prediction = predict(np.log([[0.7, 0.2, 0.1]] * 5), feu=np.linspace(0.4, 0.5, 5))
+    zeros = np.zeros(5, dtype=int)
+    assert Temperature.fit(prediction, zeros).apply(prediction).probabilities[0, 0] == pytest.approx(1)
+    assert 0.75 < Familiarity.fit(prediction, zeros).apply(prediction).probabilities[-1, 0] < 0.97
 
 
 def test_familiarity_knows_no_limit_but_the_highest_temperature_and_a_constant_feu_gives_one_temperature():
@@ -276,8 +286,9 @@ def test_familiarity_knows_no_limit_but_the_highest_temperature_and_a_constant_f
     hottest = Familiarity.fit(prediction, answer).apply(far)
     np.testing.assert_allclose(hottest.logits[:, 0], base.log_softmax(prediction.log_probabilities / math.exp(3)))
     constant = Prediction(prediction.ids, prediction.logits, prediction.mask, np.full(100, 0.7))
-    single = Temperature.fit(prediction, answer).apply(prediction)
-    np.testing.assert_allclose(Familiarity.fit(constant, answer).apply(constant).logits, single.logits, rtol=1e-12)
+    fitted = Familiarity.fit(constant, answer)
+    expected = base.log_softmax(prediction.log_probabilities / math.exp(fitted.level))
+    np.testing.assert_allclose(fitted.apply(constant).logits[:, 0], expected, rtol=1e-12)
 
 
 # ------------------------------------------------------------------------------------------------- all of them

@@ -7,9 +7,8 @@ from typing import ClassVar, Self
 import numpy as np
 from pydantic import Field
 
-from uq4ct.posthoc.base import LIMIT, Calibrator, labelled
+from uq4ct.posthoc.base import LIMIT, Calibrator, labelled, mean_nll
 from uq4ct.posthoc.feu import NO_FEU, feu_of, spread
-from uq4ct.posthoc.temperature import best_log_temperature
 from uq4ct.types import Prediction
 
 MARGIN = 1.0  # standard deviations below the mean that are still usual
@@ -22,7 +21,8 @@ class Familiarity(Calibrator):
     Mean and sd are those of FEU on the calibration split. L_cal raises FEU on what the model was trained on, so that a
     low FEU says that a question is unlike that. How much surer than right a model is there cannot be fitted on
     questions like those of the training: the rise of log T is a constant, chosen on other questions (docs/study.md),
-    and only a is fitted. The most probable choice never changes.
+    and only a is fitted, with a standard normal prior, so that five questions that all were right do not make every
+    answer certain. The most probable choice never changes.
 
     >>> p = Prediction(("1", "2"), np.log([[[0.8, 0.2]]] * 2), np.full((2, 2), True), feu=np.array([0.5, 0.3]))
     >>> usual = Familiarity(items=9, level=0.0, feu_mean=0.5, feu_sd=0.1)
@@ -39,13 +39,12 @@ class Familiarity(Calibrator):
 
     @classmethod
     def fit(cls, prediction: Prediction, answer: np.ndarray) -> Self:
-        """Fit a by the mean NLL, as a temperature is; raise UserError when the method has no FEU."""
+        """Fit a by NLL and prior to within 1e-8; raise UserError when the method has no FEU."""
         log_probs, answer, rows = labelled(prediction, answer)
         feu = feu_of(prediction)[rows]
         mean, sd = spread(feu)
         flattened = log_probs / np.exp(rise(feu, mean, sd))[:, None]
-        level, at_bound = best_log_temperature(flattened, answer)
-        return cls(items=len(answer), at_bound=at_bound, level=level, feu_mean=mean, feu_sd=sd)
+        return cls(items=len(answer), level=best_level(flattened, answer), feu_mean=mean, feu_sd=sd)
 
     @classmethod
     def unfit(cls, questions: int, has_router: bool) -> list[str]:
@@ -60,6 +59,24 @@ class Familiarity(Calibrator):
     def _fitted(self) -> str:
         usual = f"{self.feu_mean - MARGIN * self.feu_sd:.4g}"
         return f"T = {np.exp(self.level):.4g}, times e for each {self.feu_sd / RATE:.3g} of FEU below {usual}"
+
+
+def best_level(log_probs: np.ndarray, answer: np.ndarray) -> float:
+    """Return the log T in [-3, 3] of the lowest NLL plus half its square.
+
+    >>> sure = np.log([[0.9, 0.1]] * 5)
+    >>> round(best_level(sure, np.zeros(5, dtype=int)), 2), round(best_level(sure, np.array([0, 1, 0, 1, 0])), 2)
+    (-0.49, 0.74)
+    """
+    from scipy.optimize import minimize_scalar
+
+    def loss(log_t: float) -> float:
+        return len(answer) * mean_nll(log_probs / np.exp(log_t), answer) + log_t**2 / 2
+
+    step = 0.05  # the loss may have two valleys: where questions go, and 0
+    start = min(np.arange(-LIMIT, LIMIT + step, step), key=loss)
+    ends = max(-LIMIT, start - step), min(LIMIT, start + step)
+    return float(minimize_scalar(loss, bounds=ends, method="bounded", options={"xatol": 1e-9}).x)
 
 
 def rise(feu: np.ndarray, mean: float, sd: float) -> np.ndarray:
