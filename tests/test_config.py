@@ -135,6 +135,26 @@ def test_every_preset_fits_every_method(preset, method):
     assert resolve(layers).method.name == method
 
 
+@pytest.mark.parametrize(
+    ("method", "expected"), [("lora", 3e-4), ("uq4ct", 1e-3), ("mixlora+temperature", 1e-3), ("confidence_loss", 1e-3)]
+)
+def test_a_mixture_trains_on_an_encoder_with_larger_steps_unless_told_otherwise(method, expected):
+    named = Layer.of({"method": {"name": method}}, "--method")
+    assert resolve([*preset_layers("encoder"), named]).train.learning_rate == expected
+    assert resolve([*preset_layers("encoder"), named]).train.num_train_epochs == 3
+    told = Layer.of({"train": {"learning_rate": 3e-5}}, "run.yaml:3")
+    assert resolve([*preset_layers("encoder"), told, named]).train.learning_rate == 3e-5
+    assert resolve([*preset_layers("product"), named]).train.learning_rate == 2e-4
+
+
+def test_the_recommended_method_is_the_one_that_is_not_named():
+    for preset in ("product", "encoder"):
+        assert resolve(preset_layers(preset)).method.label == configuration.RECOMMENDED
+        lora = resolve([*preset_layers(preset), Layer.of({"method": {"name": "lora"}}, "--method")]).method
+        assert (lora.label, lora.posthoc) == ("lora", None)
+    assert resolve(preset_layers("paper")).method.label == "uq4ct"  # the paper calibrates nothing afterwards
+
+
 def test_the_paper_preset_is_appendix_a4():
     resolved = resolve([Layer.of(PRESETS["paper"], "preset paper")])
     assert (resolved.method.num_experts, resolved.method.top_k, resolved.method.rank, resolved.method.alpha) == (
@@ -168,6 +188,12 @@ def test_the_commented_configuration_is_the_default_one(method, tmp_path):
     )
     expected = resolve([Layer.of({"method": {"name": method}, "output": {"folder": "runs/a"}}, "x")])
     assert resolve([read_yaml(path)]) == expected
+
+
+def test_a_commented_configuration_keeps_the_suffix_of_its_method(tmp_path):
+    text = template.commented_config(task="tiny", model="tiny", method="uq4ct+familiarity", folder="runs/a")
+    (tmp_path / "run.yaml").write_text(text, encoding="utf-8")
+    assert resolve([read_yaml(tmp_path / "run.yaml")]).method.label == "uq4ct+familiarity"
 
 
 def test_the_json_schema_describes_every_method():

@@ -49,7 +49,7 @@ Data = Annotated[
     str | None,
     typer.Option("--data", metavar="FILE|TASK", help="Questions to train on: jsonl, csv, parquet, task or hub id."),
 ]
-MethodName = Annotated[str | None, typer.Option("--method", help="See `uq4ct ls methods`.")]
+MethodName = Annotated[str | None, typer.Option("--method", help="See `uq4ct ls methods`; default uq4ct+familiarity.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the run.")]
 MaxSteps = Annotated[int | None, typer.Option("--max-steps", min=1, help="Stop after so many optimizer steps.")]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of initialisation, data order and dropout.")]
@@ -100,7 +100,7 @@ def init(
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("run.yaml"),
     task: Annotated[str, typer.Option("--task", help="Task or file to train on.")] = "tiny",
     model: Annotated[str, typer.Option("--model", help="Base model.")] = "tiny",
-    method: Annotated[str, typer.Option("--method")] = "uq4ct",
+    method: Annotated[str | None, typer.Option("--method", help="Default: the recommended one.")] = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of a configuration instead.")] = False,
 ) -> None:
     """Write a commented configuration."""
@@ -113,7 +113,8 @@ def init(
         raise UserError(f"{output}: exists already; name another file with --output")
     if not output.parent.is_dir():
         raise UserError(f"{output}: the folder {output.parent} does not exist")
-    text = template.commented_config(task=task, model=model, method=method, folder=f"runs/{Path(task).stem}-{method}")
+    name = method or config.RECOMMENDED
+    text = template.commented_config(task=task, model=model, method=name, folder=f"runs/{Path(task).stem}-{name}")
     output.write_text(text, encoding="utf-8")
     _say(f"wrote {output}\nnext: uq4ct validate --config {output}")
 

@@ -95,9 +95,11 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "output": OutputConfig,
 }
 
+RECOMMENDED = "uq4ct+familiarity"  # what a run is made with where no method is named: docs/study.md says why
+
 PRESETS: dict[str, dict[str, Any]] = {
-    # What we recommend; the defaults of the sections.
-    "product": {},
+    # What we recommend; else the defaults of the sections.
+    "product": {"method": {"name": RECOMMENDED}},
     # A.4 of the paper and, where it is silent, the code base it extends: its prompts, vocabulary loss, no calibration.
     "paper": {
         "prompt": {"pack": "moe_peft"},
@@ -121,6 +123,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # An encoder has a new head to train: longer, with warm-up and decay. At 1e-3 a LoRA stays at chance (the log).
     "encoder": {
+        "method": {"name": RECOMMENDED},
         "train": {
             "num_train_epochs": 3,
             "learning_rate": 3e-4,
@@ -208,10 +211,9 @@ Did you mean 'learning_rate'?
             problems.append(f"{places.get('method.name', 'config')}: {error}")
             continue
         if section == "method":
-            options = {
-                **cast(type[Method], kind).presets.get(preset, {}),
-                **_without_foreign_preset_options(kind, options, places),
-            }
+            own = dict(cast(type[Method], kind).presets.get(preset, {}))
+            _train_as(own.pop("train", {}), merged, places)
+            options = {**own, **_without_foreign_preset_options(kind, options, places)}
             options |= {"posthoc": suffix} if suffix else {}
         try:
             built[section] = kind.model_validate(options)
@@ -338,6 +340,16 @@ def _dotted(values: Mapping[str, Any], prefix: str = "") -> list[str]:
         if isinstance(value, Mapping):
             keys.extend(_dotted(value, f"{prefix}{name}."))
     return keys
+
+
+def _train_as(own: Mapping[str, Any], merged: dict[str, Any], places: Mapping[str, str]) -> None:
+    """Give a method its own training options of a preset, in place of what it says to all, never of what a user says."""
+    train = merged.setdefault("train", {})
+    train |= {
+        name: value
+        for name, value in own.items()
+        if name not in train or places.get(f"train.{name}", "").startswith("preset ")
+    }
 
 
 def _without_foreign_preset_options(kind: Any, options: dict[str, Any], places: Mapping[str, str]) -> dict[str, Any]:

@@ -12,12 +12,12 @@ def commented_config(*, task: str, model: str, method: str, folder: str) -> str:
 
     Raises UserError for an unknown method.
 
-    >>> "name: uq4ct" in commented_config(task="tiny", model="tiny", method="uq4ct", folder="runs/a")
+    >>> "name: uq4ct+vector" in commented_config(task="tiny", model="tiny", method="uq4ct+vector", folder="runs/a")
     True
     """
-    kind = methods.find(method)
+    kind, _ = methods.parse(method)
     options = [f"  name: {method}" + " " * max(1, 26 - len(method)) + "# uq4ct ls methods"]
-    for name, value in kind().model_dump(mode="json").items():
+    for name, value in kind().options().items():
         line = f"  {name}: {'null' if value is None else json.dumps(value)}"
         comment = METHOD_COMMENTS.get(name, "")
         options.append(f"{line:<34}# {comment}" if comment else line)

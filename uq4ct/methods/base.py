@@ -30,7 +30,8 @@ class Method(BaseModel):
 
     name: ClassVar[str]
     summary: ClassVar[str]
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # what a preset says of this kind of method alone
+    # what a preset says of this kind of method alone: its options, and as "train" those of its training
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     posthoc: str | None = None  # a calibrator of uq4ct.posthoc, fitted on the calibration split
 
@@ -91,13 +92,17 @@ class Method(BaseModel):
         if (self.posthoc or self.needs_calibration) and not calibration:
             problems.append(
                 "needs a calibration split, but none is kept; set data.calibration_fraction, for example 0.1 (the "
-                "paper's preset and protocol have none)"
+                f"paper's preset and protocol have none){self._unscaled}"
             )
         if self.posthoc:
             from uq4ct.posthoc import calibrator
 
             problems += calibrator(self.posthoc).unfit(calibration, self.has_router)
         return problems
+
+    @property
+    def _unscaled(self) -> str:
+        return "" if self.needs_calibration or not self.posthoc else f", or name the method {self.name}"
 
     def options(self) -> dict[str, Any]:
         """Return the hyper-parameters as plain values, without the post-hoc calibration, which is in the label."""
@@ -317,6 +322,9 @@ class VariationalMethod(LoraMethod):
 
 class MixtureMethod(Method):
     """A method on a mixture of LoRA experts (Eqs. 2, 3, 8). Defaults are A.4 of the paper."""
+
+    # an expert sees k of N tokens and is small: at a LoRA's learning rate it falls behind (docs/study.md)
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"encoder": {"train": {"learning_rate": 1e-3}}}
 
     num_experts: int | tuple[int, ...] = 8  # one number, or one per layer
     top_k: int = Field(2, ge=1)
