@@ -343,7 +343,7 @@ def _dotted(values: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 
 def _train_as(own: Mapping[str, Any], merged: dict[str, Any], places: Mapping[str, str]) -> None:
-    """Give a method its own training options of a preset, in place of what it says to all, never of what a user says."""
+    """Give a method its own training options of a preset, in place of those for all, never of a user's."""
     train = merged.setdefault("train", {})
     train |= {
         name: value
