@@ -11,7 +11,7 @@ import yaml
 from compared_runs import scored
 
 from benchmarks.study import __main__ as study
-from benchmarks.study import target
+from benchmarks.study import scores, target
 from benchmarks.study.tables import _PLACE, KINDS, keep, write_tables
 from uq4ct import campaign, tasks
 from uq4ct.cli import invoke
@@ -26,7 +26,7 @@ def test_every_campaign_names_methods_options_and_tasks_that_exist(name):
     assert len(set(labels)) == len(labels)
     assert all(tasks.wanted(source) for source in [own["data"], *own["eval-data"]])
     assert own["model"] in ("tiny", "minilm")
-    assert set(own) <= {"model", "data", "eval-data", "methods", "seeds", "preset", "set", "baseline", "target"}
+    assert set(own) <= {"model", "data", "eval-data", "methods", "seeds", "preset", "set", "baseline", "target", "scores"}
     assert len(own["seeds"].split(",")) >= 5
 
 
@@ -155,6 +155,30 @@ def test_no_less_excess_is_asked_where_a_rival_has_next_to_none(tmp_path):
     runs_for_a_target(tmp_path)
     rows = target.target_of(tmp_path, {**TARGET, "rivals": ["scaled"]})
     assert {row["demand"] for row in rows} == {"nll", "accuracy"}
+
+
+def test_another_score_may_stand_in_for_feu(tmp_path):
+    """By hand: with the confidence as the score, log T is raised by how far it lies below the calibration split's."""
+    generator = np.random.default_rng(4)
+    odds = generator.normal(0, 2, 300)
+    answer = (generator.random(300) > 1 / (1 + np.exp(-odds / 2))).astype(int).tolist()
+    seen = 1 / (1 + np.exp(-odds))
+    run = scored(tmp_path / "cells", "lora", 1, seen, answer)
+    (run.folder / "cell.json").write_text(json.dumps({"method": "lora", "seed": 1}))
+    shutil.copy(run.folder / "evaluations" / "coins" / "predictions.jsonl", run.folder / "calibration.jsonl")
+    found = scores.scores_of(tmp_path, {"methods": ["lora"], "tasks": ["coins"]})
+    assert [row["score"] for row in found] == ["confidence", "energy", "largest logit"]
+    confidence = np.maximum(seen, 1 - seen)
+    rise = np.maximum(0, (confidence.mean() - confidence) / confidence.std() - 1)
+
+    def nll(level):
+        z = odds / np.exp(level + rise)
+        return np.mean(np.log1p(np.exp(np.where(np.array(answer) == 0, -z, z))))
+
+    best = min(np.arange(-3, 3, 0.001), key=lambda level: 300 * nll(level) + level**2 / 2)
+    assert found[0]["nll"] == pytest.approx(nll(best), abs=1e-5)
+    assert next(scores.table({"scores": found}, ["coins"])) == "| method | score | `coins`: NLL | ECE % |"
+    assert list(scores.table({"scores": found}, ["coins"]))[2].startswith(f"| `lora` | confidence | {nll(best):.3f} |")
 
 
 def test_the_tables_of_the_pages_are_those_of_the_kept_results(tmp_path):

@@ -36,7 +36,7 @@ def main() -> int:
         folder = asked.output / name
         if asked.what == "tables":
             if (folder / "results.json").is_file():
-                keep(folder / "results.json", DOCS / "study" / f"{name}.json", campaigns[name].get("target"))
+                keep(folder / "results.json", DOCS / "study" / f"{name}.json", campaigns[name])
             continue
         call = command(campaigns[name], folder, asked.data_root, asked.workers)
         print(" ".join(call), file=sys.stderr)
@@ -50,7 +50,7 @@ def main() -> int:
 
 def command(campaign: Mapping[str, Any], folder: Path, data_root: str, workers: int) -> list[str]:
     """Return the call of ``uq4ct compare`` that a campaign stands for."""
-    options = {name: value for name, value in campaign.items() if name != "target"}
+    options = {name: value for name, value in campaign.items() if name not in ("target", "scores")}
     model = options.pop("model")
     call = [sys.executable, "-m", "uq4ct", "compare", "--model", encoder() if model == "minilm" else model]
     for setting, value in options.pop("set", {}).items():

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study import target
+from benchmarks.study import scores, target
+from benchmarks.study.scores import scores_of
 from benchmarks.study.target import target_of
 from uq4ct import tasks
 
@@ -25,9 +26,9 @@ _PLACE = re.compile(
 )
 
 
-def keep(results: Path, path: Path, asked: Json | None = None) -> None:
-    """Write what the tables need of a results.json; ``asked`` is what the campaign's target compares, see target.py."""
-    found = json.loads(results.read_text(encoding="utf-8"))
+def keep(results: Path, path: Path, campaign: Json | None = None) -> None:
+    """Write what the tables need of a results.json, and what the campaign asks of target.py and scores.py."""
+    found, campaign = json.loads(results.read_text(encoding="utf-8")), campaign or {}
     if unfinished := [cell for cell in found["cells"] if cell["status"] != "complete"]:
         print(f"{results}: {len(unfinished)} cells are not finished; what is written leaves them out", file=sys.stderr)
     for name in ("results", "differences", "verdicts"):
@@ -45,7 +46,8 @@ def keep(results: Path, path: Path, asked: Json | None = None) -> None:
         ],
         "differences": [row for row in found["differences"] if row["metric"] in METRICS],
         **{name: found[name] for name in ("verdicts", "shift_detection", "feu_usefulness", "costs")},
-        "target": target_of(results.parent, asked) if asked else [],
+        "target": target_of(results.parent, campaign["target"]) if "target" in campaign else [],
+        "scores": scores_of(results.parent, campaign["scores"]) if "scores" in campaign else [],
     }  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     parts = [f"{json.dumps(name)}: {_one_row_per_line(value)}" for name, value in _rounded(kept).items()]
@@ -172,6 +174,7 @@ KINDS: dict[str, Callable[[Json, Sequence[str]], Iterator[str]]] = {
     "shift": _shift,
     "feu": _feu,
     "target": target.table,
+    "scores": scores.table,
 }
 
 
