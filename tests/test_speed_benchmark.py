@@ -201,6 +201,25 @@ def test_memory_is_measured_for_every_number_of_layers_with_and_without_dropout_
         assert case["arms"]["lora r80"]["over lora r80"] == {"saved": 1.0, "allocated": 1.0}
 
 
+def test_samples_and_members_are_timed_in_batches_as_large_as_the_table_says(monkeypatch):
+    together, seen = import_module("benchmarks.speed.together"), []
+    monkeypatch.setattr(together, "TOKENS", 40)
+    monkeypatch.setattr(together, "score", lambda model, batch: seen.append(len(batch["input_ids"])))
+    times: dict[str, list[int]] = {}
+
+    def once(works: dict[str, Any], number: int, device: str) -> list[Round]:
+        for arm, work in works.items():
+            seen.clear()
+            work()
+            times[arm] = list(seen)
+        return [Round(dict.fromkeys(works, 1.0), dict.fromkeys(works, 1.0))]
+
+    monkeypatch.setattr("benchmarks.speed.measure.rounds", once)
+    (found,) = together.run(replace(SIZES["smoke"], together=(("width-64", 2, 5, 1),)))
+    assert list(times.values()) == [[2] * 10, [8, 8, 4], [20], [2] * 3, [6]]
+    assert found["over passes"].keys() == set(times) - {"samples", "members"}
+
+
 def rows_seen(model: torch.nn.Module, work: Any) -> list[tuple[int, int]]:
     """Return rows and real tokens of every forward pass."""
     seen = []

@@ -152,19 +152,20 @@ def score_all(
     batch_size: int,
     progress: Callable[[int, int], None] | None = None,
     feu_tokens: FeuTokens = "prompt",
+    whole: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
     """Score every example in evaluation mode and return (logits, mask, feu, letter_mass) in input order.
 
     ``logits`` are (item, 1, choice) float64, ``-inf`` where ``mask`` (item, choice) is false. ``feu`` (item,) is Eq. 9,
     a CONFIDENCE, None without a router; ``letter_mass`` (item,) is None for option texts. ``progress`` is called with
-    (done, total). Raises UserError as ``in_batches`` does.
+    (done, total). ``whole`` batches are never cut. Raises UserError as ``in_batches`` does.
     """
 
     def work(batch: Batch) -> list[tuple]:
         with torch.inference_mode():
             return _score_rows(model, batch, feu_tokens)
 
-    return _as_arrays(in_batches(model, examples, pad_token_id, batch_size, work, progress))
+    return _as_arrays(in_batches(model, examples, pad_token_id, batch_size, work, progress, whole))
 
 
 def in_batches(
@@ -174,12 +175,13 @@ def in_batches(
     batch_size: int,
     work: Callable[[Batch], Sequence[Row]],
     progress: Callable[[int, int], None] | None = None,
+    whole: bool = False,
 ) -> list[Row]:
     """Return what ``work`` makes of each example, in input order, with the model in evaluation mode.
 
     ``work`` gets a collated batch on the model's device and returns one result per example. Longest examples go first,
-    so that a batch too big for the GPU shows at once: it is halved and tried again. Raises UserError naming every
-    example longer than the model's context.
+    so that a batch too big for the GPU shows at once: it is halved and tried again unless it has to be ``whole``.
+    Raises UserError naming every example longer than the model's context.
     """
     check_lengths(model, examples)
     by_length = sorted(range(len(examples)), key=lambda row: -length(examples[row]))
@@ -194,7 +196,7 @@ def in_batches(
                 batch = collate([examples[row] for row in rows], pad_token_id, side)
                 found = work({name: tensor.to(device) for name, tensor in batch.items()})
             except torch.OutOfMemoryError:
-                if batch_size == 1:
+                if batch_size == 1 or whole:
                     raise
                 batch_size = max(1, batch_size // 2)
                 torch.cuda.empty_cache()

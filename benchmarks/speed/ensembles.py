@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from peft import LoraConfig
 
-from benchmarks.speed import arms, measure
+from benchmarks.speed import arms, measure, together
 from benchmarks.speed.settings import Settings
 from benchmarks.speed.shapes import SHAPES, base_model, batch_of
 from uq4ct.adapters import linear_targets
@@ -73,4 +73,5 @@ def run(settings: Settings) -> dict[str, Any]:
         "against a pass": measure.against(measured, PASS),
         "drawn over most likely experts": measure.both(measured, DRAWN, MIXTURE),
         "bytes": {"base": sum(p.nbytes for p in base.parameters()), "three members beside it": added},
+        "together": together.run(settings),
     }

@@ -22,7 +22,8 @@ from benchmarks.speed.shapes import SHAPES, base_model, batch_of
 from uq4ct.adapters.layers import use_arithmetic
 from uq4ct.scoring import uq4ct_loss
 
-NAMES = ["lora r80", "ffn_block", "ffn_block, dense", "ffn_block, autograd", "per_linear", "reference loop"]
+MATCHED = "lora matched to per_linear"  # as many gradients of parameters as per_linear
+NAMES = ["lora r80", MATCHED, "ffn_block", "ffn_block, dense", "ffn_block, autograd", "per_linear", "reference loop"]
 
 
 def run(settings: Settings) -> dict[str, Any]:

@@ -49,6 +49,7 @@ class Settings:
     curves: tuple[str, int, int, int]
     compiled: tuple[str, int, int, int]
     ensembles: tuple[str, int, int, int]
+    together: tuple[tuple[str, int, int, int], ...]  # shape, rows, tokens, rounds
     latency: tuple[tuple[str, int, int], ...]  # shape, tokens of the prompt, rounds
     scoring: tuple[str, int, int, int]  # shape, questions by letter, questions by option, rounds
     device: str = "cpu"
@@ -71,6 +72,7 @@ SIZES: dict[Size, Settings] = {
         curves=("width-64", 2, 16, 1),
         compiled=("width-64", 2, 16, 1),
         ensembles=("width-64", 16, 8, 1),
+        together=(("width-64", 1, 8, 1), ("width-64", 16, 8, 1)),
         latency=(("width-64", 16, 1),),
         scoring=("width-64", 8, 8, 1),
     ),
@@ -85,6 +87,11 @@ SIZES: dict[Size, Settings] = {
         curves=("width-512", 2, 128, 12),
         compiled=("width-512", 2, 128, 20),
         ensembles=("width-512", 16, 64, 20),
+        together=(
+            *(("width-512", 1, tokens, 12) for tokens in (32, 64, 128)),
+            ("width-512", 16, 64, 6),
+            *(("width-2048", 1, tokens, 6) for tokens in (32, 64, 128)),
+        ),
         latency=(("width-2048", 128, 15), ("135M", 128, 15)),
         scoring=("width-512", 256, 16, 6),
     ),
@@ -95,6 +102,7 @@ SIZES: dict[Size, Settings] = {
         curves=("width-4096", 16, 512, 10),
         compiled=("width-4096", 16, 512, 20),
         ensembles=("width-4096", 16, 512, 20),
+        together=(("width-4096", 1, 128, 10), ("width-4096", 1, 512, 10), ("width-4096", 16, 128, 10)),
         latency=(("7B", 128, 20),),
         scoring=("7B", 500, 500, 5),
         device="cuda",

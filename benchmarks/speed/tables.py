@@ -134,9 +134,24 @@ def _ensembles(found: Mapping[str, Any]) -> Iterator[str]:
     base, members = (found["bytes"][name] / 1e6 for name in ("base", "three members beside it"))
     yield "\n" + prose(
         f"Drawn over most likely experts: {_in_words(found['drawn over most likely experts'])}. The base takes "
-        f"{base:.1f} MB once, three members of rank 80 beside it {members:.1f} MB. Every sample and every member is a "
-        "pass of its own: members are not batched, and they do not share the prompt's prefix."
+        f"{base:.1f} MB once, three members of rank 80 beside it {members:.1f} MB. Samples and members of a single "
+        "short question run as rows of one batch (`uq4ct/passes.py`), all others pass by pass; none share a prompt's "
+        "prefix."
     )
+    if cases := found.get("together"):
+        yield from _together(cases)
+
+
+def _together(cases: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    yield "\n" + prose(
+        "Ten samples of MC dropout (LoRA r80) and three members of an ensemble as rows of batches, over a pass for "
+        "each:"
+    )
+    yield "\n| shape | rows x tokens | rounds | what | wall | CPU |\n|---|---|---|---|---|---|"
+    for one in cases:
+        case = f"{one['shape']} | {one['rows']} x {one['tokens']} | {one['rounds']}"
+        for what, row in one["over passes"].items():
+            yield f"| {case} | {what} | {_both(row)} |"
 
 
 def _command_line(found: Mapping[str, Any]) -> Iterator[str]:

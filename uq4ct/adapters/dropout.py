@@ -8,15 +8,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from uq4ct.adapters.noise import Watched, keep, watch_tokens
+from uq4ct.adapters.noise import Sample, Watched, keep, watch_tokens
 
 
 @contextmanager
-def adapter_dropout(model: nn.Module, *, sample: int, seed: int = 0) -> Iterator[None]:
+def adapter_dropout(model: nn.Module, *, sample: Sample, seed: int = 0) -> Iterator[None]:
     """Drop the input of every LoRA of ``model`` with its own dropout probability, though the model is evaluated.
 
     Every other module stays as it is, dropout of the base included; nothing is left behind. Masks are a function of
-    seed, sample, place in the model and token, so they do not depend on batch, padding or order.
+    seed, sample, place in the model and token, so they do not depend on batch, padding or order. ``sample`` is one for
+    all, or one for each row of the batches that run inside.
     """
     sites = [
         dropout
@@ -35,12 +36,12 @@ def adapter_dropout(model: nn.Module, *, sample: int, seed: int = 0) -> Iterator
 class _Drop:
     """Do in evaluation what a dropout does in training: zero each entry with probability p, scale up the others."""
 
-    def __init__(self, watched: Watched, seed: int, sample: int, site: int):
+    def __init__(self, watched: Watched, seed: int, sample: Sample, site: int):
         self.watched, self.seed, self.sample, self.site = watched, seed, sample, site
 
     def __call__(self, dropout: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if dropout.training:
             return output
-        keys = self.watched.keys_for(tuple(output.shape[:-1]))
+        keys = self.watched.keys_for(tuple(output.shape[:-1]), self.sample)
         kept = keep(keys, output.shape[-1], dropout.p, seed=self.seed, sample=self.sample, site=self.site)
         return kept.to(output.dtype).mul_(1 / (1 - dropout.p)).mul_(output)

@@ -11,12 +11,14 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from uq4ct.adapters import no_gradient
 from uq4ct.adapters.mixture import (
     LowRank,
     Mixing,
     adapt,
     ffn_mixture,
     linear_mixture,
+    mixing_weights,
     route,
     sample_experts,
 )
@@ -74,6 +76,10 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         """Return the dropout probability in force: none in eval mode."""
         return self.settings[adapter].dropout if self.training else 0.0
 
+    def without_gradient(self, x: Tensor, adapter: str, *parameters: Tensor) -> bool:
+        """Tell whether to take the shorter way of ``no_gradient``."""
+        return self.arithmetic != "autograd" and not self.dropout(adapter) and no_gradient.of(x, *parameters)
+
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """Activate one adapter; several at once have no meaning for a mixture inside a non-linear block."""
         if not isinstance(adapter_names, str) and len(adapter_names) > 1:
@@ -111,12 +117,14 @@ class LoraLinear(AdapterLayer):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return the adapted output."""
-        base = self.base_layer(x, *args, **kwargs)
         adapter = self.current_adapter()
         if adapter is None:
-            return base
+            return self.base_layer(x, *args, **kwargs)
         experts = LowRank(self.uqmoe_A[adapter], self.uqmoe_B[adapter])
         scaling, dropout = self.settings[adapter].scaling, self.dropout(adapter)
+        if not (args or kwargs) and self.without_gradient(x, adapter, *experts):
+            return no_gradient.adapt(self.base_layer, x, experts, scaling)
+        base = self.base_layer(x, *args, **kwargs)
         return adapt(base, x, experts, scaling, dropout=dropout, by_hand=self.arithmetic != "autograd")
 
 
@@ -143,6 +151,14 @@ class RoutedLayer(AdapterLayer, Routed):
         if self.draw is None:
             return routing, slots
         return sample_experts(routing.probabilities, self.draw.uniform(hidden, len(router)), top_k)
+
+    def route_alone(self, hidden: Tensor, adapter: str) -> LayerRouting:
+        """Do what ``route`` does where neither slots nor gradients are wanted."""
+        if self.draw is not None:
+            return self.route(hidden, adapter)[0]
+        routing = no_gradient.route(hidden, self.uqmoe_router[adapter], self.settings[adapter].top_k)
+        self.capture(routing)
+        return routing
 
     def remember_tokens_of(self, layer: nn.Module) -> None:
         """Note (batch, sequence) whenever ``layer`` is entered: it flattens its hidden states ahead of this module."""
@@ -191,10 +207,13 @@ class MixtureLinear(RoutedLayer):
             return self.base_layer(x, *args, **kwargs)
         if args or kwargs:
             raise TypeError(_more_than_the_input(self.base_layer))
-        settings = self.settings[adapter]
+        settings, experts = self.settings[adapter], LowRank(self.uqmoe_A[adapter], self.uqmoe_B[adapter])
+        if self.without_gradient(x, adapter, self.uqmoe_router[adapter], *experts):
+            gates = mixing_weights(self.route_alone(x, adapter), settings.mixing)
+            return no_gradient.adapt(self.base_layer, x, experts, settings.scaling, gates)
         base = self.base_layer(x)  # ahead of the routing: see linear_mixture
         routing, _ = self.route(x, adapter)
-        experts, dropout = LowRank(self.uqmoe_A[adapter], self.uqmoe_B[adapter]), self.dropout(adapter)
+        dropout = self.dropout(adapter)
         options: dict[str, Any] = {"mixing": settings.mixing, "scaling": settings.scaling, "dropout": dropout}
         return linear_mixture(base, x, experts, routing, by_hand=self.arithmetic != "autograd", **options)
 

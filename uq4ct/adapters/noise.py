@@ -46,13 +46,17 @@ def token_keys(
     return _mix(placed.masked_fill(~mask, 0).cumsum(dim=-1))
 
 
+Sample = int | tuple[int, ...]  # a number, or one for each row of a batch
+
+
 def uniform(
-    keys: Int[Tensor, "*tokens"], channels: int, *, seed: int = 0, sample: int = 0, site: int = 0
+    keys: Int[Tensor, "*tokens"], channels: int, *, seed: int = 0, sample: Sample = 0, site: int = 0
 ) -> Float[Tensor, "*tokens channel"]:
     """Return one number of (0, 1), never its ends, for each token and channel.
 
     The same seed, sample, site, token key and channel give the same number on every device; a change of any gives an
-    independent one. ``site`` numbers the places in the model that draw noise.
+    independent one. ``site`` numbers the places in the model that draw noise. Where ``sample`` has a number for each
+    row, a row gets what it would get alone with its own.
 
     >>> keys = token_keys(torch.tensor([[5, 6, 7]]))
     >>> uniform(keys, 4, sample=1).shape, bool((uniform(keys, 4)[:, :2] == uniform(keys[:, :2], 4)).all())
@@ -64,7 +68,7 @@ def uniform(
 
 
 def keep(
-    keys: Int[Tensor, "*tokens"], channels: int, probability: float, *, seed: int = 0, sample: int = 0, site: int = 0
+    keys: Int[Tensor, "*tokens"], channels: int, probability: float, *, seed: int = 0, sample: Sample = 0, site: int = 0
 ) -> Bool[Tensor, "*tokens channel"]:
     """Return a dropout mask, true where a channel stays; each is dropped with ``probability``, to 1 in 65,536.
 
@@ -79,14 +83,32 @@ def keep(
     return x.view(torch.int16)[..., :channels] >= round(probability * 2**16) - 2**15
 
 
-def _words(keys: Int[Tensor, "*tokens"], number: int, seed: int, sample: int, site: int) -> Int[Tensor, "*tokens word"]:
+def _words(
+    keys: Int[Tensor, "*tokens"], number: int, seed: int, sample: Sample, site: int
+) -> Int[Tensor, "*tokens word"]:
     """Return so many hashes of 64 bits for each token, the high ones the best mixed."""
+    if isinstance(sample, tuple):
+        return _words_of_rows(keys, number, seed, sample, site)
+    # two rounds are enough, as both terms are well mixed; the sum must not stay linear in them
+    return _finished(keys[..., None] + _word(keys, number, seed, sample, site))
+
+
+def _words_of_rows(
+    keys: Int[Tensor, "*tokens"], number: int, seed: int, samples: tuple[int, ...], site: int
+) -> Int[Tensor, "*tokens word"]:
+    """Return the hashes of rows with a sample each; their tokens may be flattened."""
+    word = torch.stack([_word(keys, number, seed, sample, site) for sample in samples])
+    return _finished(keys.reshape(len(samples), -1, 1) + word[:, None]).view(*keys.shape, number)
+
+
+def _word(keys: Tensor, number: int, seed: int, sample: int, site: int) -> Int[Tensor, " word"]:
     stream = 0
     for part in (seed, sample, site):
         stream = _mix_number(stream + part + STEP)
-    word = _mix(torch.arange(number, device=keys.device) * _signed(STEP) + _signed(stream))
-    # two rounds are enough, as both terms are well mixed; the sum must not stay linear in them
-    x = keys[..., None] + word
+    return _mix(torch.arange(number, device=keys.device) * _signed(STEP) + _signed(stream))
+
+
+def _finished(x: Int[Tensor, "*tokens word"]) -> Int[Tensor, "*tokens word"]:
     x = x.bitwise_xor_(_shifted(x, 32)).mul_(_signed(MIX_1))
     return x.bitwise_xor_(_shifted(x, 29)).mul_(_signed(MIX_2))
 
@@ -96,13 +118,16 @@ class Watched:
 
     _keys: Int[Tensor, "batch token"] | None = None
 
-    def keys_for(self, tokens: tuple[int, ...]) -> Int[Tensor, "*tokens"]:
+    def keys_for(self, tokens: tuple[int, ...], sample: Sample = 0) -> Int[Tensor, "*tokens"]:
         """Return the keys in the shape of a layer's tokens: (batch, token), flattened, or the last tokens of each row.
 
-        A head computes the last ones alone where no others are asked for (``logits_to_keep``).
+        A head computes the last ones alone where no others are asked for (``logits_to_keep``). Raises ValueError where
+        ``sample`` has a number for each row of another batch.
         """
         if self._keys is None:
             raise RuntimeError("noise by token needs a forward pass of the watched model itself, with its input_ids")
+        if isinstance(sample, tuple) and len(sample) != len(self._keys):
+            raise ValueError(f"expected a sample for each of {len(self._keys)} rows, got {len(sample)}")
         if len(tokens) == 2 and tokens[0] == len(self._keys) and tokens[1] < self._keys.shape[1]:
             return self._keys[:, -tokens[1] :]
         if prod(tokens) != self._keys.numel():

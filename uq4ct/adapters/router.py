@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from uq4ct.adapters.noise import Watched, uniform, watch_tokens
+from uq4ct.adapters.noise import Sample, Watched, uniform, watch_tokens
 
 
 class LayerRouting(NamedTuple):
@@ -41,12 +41,12 @@ class Draw(NamedTuple):
 
     tokens: Watched
     seed: int
-    sample: int
+    sample: Sample
     site: int
 
     def uniform(self, hidden: Float[Tensor, "*tokens width"], experts: int) -> Float[Tensor, "*tokens experts"]:
         """Return one number of (0, 1) per token and expert."""
-        keys = self.tokens.keys_for(tuple(hidden.shape[:-1]))
+        keys = self.tokens.keys_for(tuple(hidden.shape[:-1]), self.sample)
         return uniform(keys, experts, seed=self.seed, sample=self.sample, site=self.site)
 
 
@@ -125,10 +125,11 @@ def record_routing(model: nn.Module) -> Iterator[RecordedRouting]:
 
 
 @contextmanager
-def sample_routing(model: nn.Module, *, seed: int = 0, sample: int = 0) -> Iterator[None]:
+def sample_routing(model: nn.Module, *, seed: int = 0, sample: Sample = 0) -> Iterator[None]:
     """Let every router of ``model`` draw its experts by their probabilities inside the context: ``sample_experts``.
 
-    A draw depends on seed, sample, router and the token with those before it, and on nothing else of the batch. What
+    A draw depends on seed, sample, router and the token with those before it, and on nothing else of the batch;
+    ``sample`` is a number, or one for each row of the batches that run inside. What
     ``record_routing`` sees is still the k most likely experts, given the hidden states of the sampled pass: FEU (Eq. 9)
     says how sure the router is, in [k/N, 1], and not which experts the dice gave. All is as before afterwards.
 

@@ -11,12 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from uq4ct.adapting import Bench, Example, load_adapter, train_adapter
 from uq4ct.encoders import kind_of
 from uq4ct.errors import UserError
+from uq4ct.passes import Progress, part_of, score_pass, score_samples, stack
 from uq4ct.types import Prediction
 
 if TYPE_CHECKING:
     from uq4ct.losses.objective import Objective
-
-Progress = Callable[[int, int], None]  # (items done, items in all)
 
 
 class Method(BaseModel):
@@ -372,12 +371,17 @@ class MixtureMethod(Method):
             )
         from uq4ct.adapters.router import sample_routing
 
-        parts = []
-        for sample in range(self.router_samples):
-            own = part_of(progress, sample, self.router_samples)
-            with sample_routing(model, sample=sample):
-                parts.append(score_pass(model, examples, pad_token_id, batch_size, own, self._read_feu_over))
-        return stack(parts, ids)
+        return score_samples(
+            model,
+            range(self.router_samples),
+            lambda sample: sample_routing(model, sample=sample),
+            examples,
+            ids=ids,
+            pad_token_id=pad_token_id,
+            batch_size=batch_size,
+            progress=progress,
+            feu_tokens=self._read_feu_over,
+        )
 
     def adapter_config(self, model: Any) -> Any:
         """Return the MixLoraConfig for a base model; raise UserError where it has no place for the mixture."""
@@ -410,63 +414,3 @@ def count_parameters(folder: Path, file: str = "adapter_model.safetensors") -> i
         return 0
     with safe_open(folder / file, framework="np") as tensors:
         return sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118, no iterator
-
-
-def score_members(
-    model: Any,
-    members: Sequence[str],
-    examples: Sequence[Example],
-    *,
-    ids: Sequence[str],
-    pad_token_id: int,
-    batch_size: int,
-    progress: Progress | None = None,
-) -> Prediction:
-    """Score encoded questions once with each named adapter of a PEFT model; one sample per member.
-
-    The active adapter is the same afterwards. FEU and letter mass are averaged over the members.
-    """
-    active = model.active_adapter
-    parts = []
-    try:
-        for number, member in enumerate(members):
-            model.set_adapter(member)
-            parts.append(score_pass(model, examples, pad_token_id, batch_size, part_of(progress, number, len(members))))
-    finally:
-        model.set_adapter(active)
-    return stack(parts, ids)
-
-
-def score_pass(
-    model: Any,
-    examples: Sequence[Example],
-    pad_token_id: int,
-    batch_size: int,
-    progress: Progress | None = None,
-    feu_tokens: Any = "prompt",
-) -> tuple:
-    """Score encoded questions in one forward pass each: (logits, mask, feu, letter_mass) of ``score_all``."""
-    from uq4ct.scoring import score_all
-
-    return score_all(model, examples, pad_token_id, batch_size, progress, feu_tokens)
-
-
-def stack(parts: Sequence[tuple], ids: Sequence[str]) -> Prediction:
-    """Join what several passes over the same questions gave, one sample per pass, into one prediction."""
-    import numpy as np
-
-    logits, masks, feus, masses = zip(*parts, strict=True)
-    return Prediction(
-        ids=tuple(ids),
-        logits=np.concatenate(logits, axis=1),
-        mask=masks[0],
-        feu=None if feus[0] is None else np.mean(feus, axis=0),
-        letter_mass=None if masses[0] is None else np.mean(masses, axis=0),
-    )
-
-
-def part_of(progress: Progress | None, number: int, passes: int) -> Progress | None:
-    """Return the progress of one pass among several as progress of the whole."""
-    if progress is None:
-        return None
-    return lambda done, total: progress((number * total + done) // passes, total)

@@ -10,7 +10,8 @@ from pydantic import Field, model_validator
 
 from uq4ct.adapting import ADAPTER, is_main_process, link, load_members, member_folders, member_name, wait_for_all
 from uq4ct.encoders import without_adapters
-from uq4ct.methods.base import Bench, Example, LoraMethod, Progress, score_members, train_adapter
+from uq4ct.methods.base import Bench, Example, LoraMethod, train_adapter
+from uq4ct.passes import Progress, score_members
 from uq4ct.types import Prediction
 
 

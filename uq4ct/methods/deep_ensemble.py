@@ -11,7 +11,8 @@ from pydantic import Field
 
 from uq4ct.adapting import load_members, member_folders, member_name
 from uq4ct.encoders import without_adapters
-from uq4ct.methods.base import Bench, Example, LoraMethod, Progress, count_parameters, score_members, train_adapter
+from uq4ct.methods.base import Bench, Example, LoraMethod, count_parameters, train_adapter
+from uq4ct.passes import Progress, score_members
 from uq4ct.types import Prediction
 
 

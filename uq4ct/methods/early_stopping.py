@@ -10,7 +10,8 @@ from pydantic import Field
 from uq4ct.adapting import ADAPTER, is_main_process, link, load_adapter, wait_for_all
 from uq4ct.encoders import without_adapters
 from uq4ct.errors import UserError
-from uq4ct.methods.base import Bench, LoraMethod, score_pass, train_adapter
+from uq4ct.methods.base import Bench, LoraMethod, train_adapter
+from uq4ct.passes import score_pass
 
 
 class EarlyStopping(LoraMethod):

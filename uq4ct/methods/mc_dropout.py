@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from uq4ct.methods.base import Example, LoraMethod, Progress, part_of, score_pass, stack
+from uq4ct.methods.base import Example, LoraMethod
+from uq4ct.passes import Progress, score_samples
 from uq4ct.types import Prediction
 
 
@@ -41,10 +42,13 @@ class McDropout(LoraMethod):
         """Score encoded questions ``samples`` times, each with its own dropout masks."""
         from uq4ct.adapters.dropout import adapter_dropout
 
-        parts = []
-        for sample in range(self.samples):
-            with adapter_dropout(model, sample=sample):
-                parts.append(
-                    score_pass(model, examples, pad_token_id, batch_size, part_of(progress, sample, self.samples))
-                )
-        return stack(parts, ids)
+        return score_samples(
+            model,
+            range(self.samples),
+            lambda sample: adapter_dropout(model, sample=sample),
+            examples,
+            ids=ids,
+            pad_token_id=pad_token_id,
+            batch_size=batch_size,
+            progress=progress,
+        )
