@@ -31,7 +31,7 @@ def keep(results: Path, path: Path, campaign: Json | None = None) -> None:
     found, campaign = json.loads(results.read_text(encoding="utf-8")), campaign or {}
     if unfinished := [cell for cell in found["cells"] if cell["status"] != "complete"]:
         print(f"{results}: {len(unfinished)} cells are not finished; what is written leaves them out", file=sys.stderr)
-    for name in ("results", "differences", "verdicts"):
+    for name in ("results", "differences", "verdicts", "feu_usefulness"):
         found[name] = [{**row, "task": _evaluation(row)} for row in found[name]]
     rows = found["results"]
     own = ("task", "method", "passes", "n", "seeds", "feu", "ece_null", *METRICS)
