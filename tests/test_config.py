@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from typing import get_args
 
 import pytest
 
+from uq4ct import cli, methods, template
 from uq4ct import config as configuration
-from uq4ct import methods, template
 from uq4ct.config import PRESETS, Layer, preset_layers, read_settings, read_yaml, resolve
 from uq4ct.errors import UserError
 
@@ -152,6 +153,7 @@ def test_the_recommended_method_is_the_one_that_is_not_named():
         assert resolve(preset_layers(preset)).method.label == configuration.RECOMMENDED
         lora = resolve([*preset_layers(preset), Layer.of({"method": {"name": "lora"}}, "--method")]).method
         assert (lora.label, lora.posthoc) == ("lora", None)
+        assert configuration.RECOMMENDED in get_args(cli.MethodName)[1].help
     assert resolve(preset_layers("paper")).method.label == "uq4ct"  # the paper calibrates nothing afterwards
 
 

@@ -14,7 +14,6 @@ from uq4ct.adapters.router import LayerRouting
 from uq4ct.losses.answer import answer_loss, is_correct
 from uq4ct.losses.balance import balance_loss, expert_counts, load_entropy
 from uq4ct.losses.calibration import calibration_loss, functional_uncertainty, mixture_loss, schedule
-from uq4ct.losses.controls import ShuffledObjective
 from uq4ct.losses.objective import Objective
 from uq4ct.methods.uq4ct import Uq4ct
 
@@ -362,12 +361,13 @@ def test_feu_may_follow_the_probability_of_the_right_choice_or_mix_it_with_a_gue
 def test_the_control_calibrates_feu_on_whether_another_question_was_answered_rightly():
     choice_logits, normalizer, answer, _, mask = scored_case()
     logits = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
-    terms = ShuffledObjective(1.0).terms(choice_logits, normalizer, answer, [route(logits, 2)], mask)
+    control = Objective(1.0, calibration_target="shuffled")
+    terms = control.terms(choice_logits, normalizer, answer, [route(logits, 2)], mask)
     assert terms.correct.tolist() == [True, False]
     expected = [(float(other) - f) ** 2 for other, f in zip([False, True], terms.feu.tolist(), strict=True)]
     assert terms.calibration.tolist() == pytest.approx(expected, abs=1e-12)
-    assert isinstance(Uq4ct(calibration_target="shuffled").objective(), ShuffledObjective)
-    assert not isinstance(Uq4ct().objective(), ShuffledObjective)
+    assert Uq4ct(calibration_target="shuffled").objective().calibration_target == "shuffled"
+    assert Uq4ct().objective().calibration_target == "indicator"
 
 
 @pytest.mark.parametrize(

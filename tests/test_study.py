@@ -41,7 +41,10 @@ def test_a_campaign_is_planned_by_the_command_line_itself(tmp_path, capsys):
 RESULTS = {
     "machine": {"packages": {"torch": "2"}, "device": "cpu", "cpus": 2},
     "baseline": "lora",
-    "cells": [{"method": "lora", "status": "complete"}, {"method": "uq4ct", "status": "failed"}],
+    "cells": [
+        {"method": "lora", "seed": 1, "folder": "cells/lora-1", "status": "complete"},
+        {"method": "uq4ct", "seed": 1, "folder": "cells/uq4ct-1", "status": "failed"},
+    ],
     "results": [
         {
             "task": "tiny", "split": "test", "method": method, "passes": 1, "n": 10, "seeds": [1, 2], "feu": None, "accuracy": 0.5,
@@ -93,7 +96,7 @@ TARGET = {
 
 def runs_for_a_target(folder):
     """Three seeds of four methods on two tasks: right answers at odds, said with more or less confidence."""
-    generator = np.random.default_rng(3)
+    generator, runs = np.random.default_rng(3), {}
     surer = {"lora": 3.0, "other": 2.0, "scaled": 1.0, "ours": 1.1}
     for task in TARGET["tasks"]:
         odds = generator.normal(0, 1, 400)
@@ -102,12 +105,12 @@ def runs_for_a_target(folder):
             for seed in (1, 2, 3):
                 seen = 1 / (1 + np.exp(-factor * (odds + generator.normal(0, 0.05, 400))))
                 run = scored(folder / "cells", method, seed, seen, answer, task=task)
-                (run.folder / "cell.json").write_text(json.dumps({"method": method, "seed": seed}))
+                runs[method, seed] = run
+    return list(runs.values())
 
 
 def test_the_target_is_asked_by_task_and_pooled(tmp_path):
-    runs_for_a_target(tmp_path)
-    rows = target.target_of(tmp_path, TARGET)
+    rows = target.target_of(runs_for_a_target(tmp_path), TARGET)
     found = {(row["task"], row["demand"]): row for row in rows}
     assert set(found) == {(t, d) for t in ("coins", "dice", "all") for d in ("nll", "accuracy", "ECE excess")}
 
@@ -145,15 +148,13 @@ def test_the_target_is_asked_by_task_and_pooled(tmp_path):
 
 
 def test_a_target_of_methods_with_other_seeds_is_no_target(tmp_path):
-    runs_for_a_target(tmp_path)
-    shutil.rmtree(tmp_path / "cells" / "other-2")
+    runs = [run for run in runs_for_a_target(tmp_path) if (run.method, run.seed) != ("other", 2)]
     with pytest.raises(ValueError, match="methods have different seeds"):
-        target.target_of(tmp_path, TARGET)
+        target.target_of(runs, TARGET)
 
 
 def test_no_less_excess_is_asked_where_a_rival_has_next_to_none(tmp_path):
-    runs_for_a_target(tmp_path)
-    rows = target.target_of(tmp_path, {**TARGET, "rivals": ["scaled"]})
+    rows = target.target_of(runs_for_a_target(tmp_path), {**TARGET, "rivals": ["scaled"]})
     assert {row["demand"] for row in rows} == {"nll", "accuracy"}
 
 
@@ -164,9 +165,8 @@ def test_another_score_may_stand_in_for_feu(tmp_path):
     answer = (generator.random(300) > 1 / (1 + np.exp(-odds / 2))).astype(int).tolist()
     seen = 1 / (1 + np.exp(-odds))
     run = scored(tmp_path / "cells", "lora", 1, seen, answer)
-    (run.folder / "cell.json").write_text(json.dumps({"method": "lora", "seed": 1}))
     shutil.copy(run.folder / "evaluations" / "coins" / "predictions.jsonl", run.folder / "calibration.jsonl")
-    found = scores.scores_of(tmp_path, {"methods": ["lora"], "tasks": ["coins"]})
+    found = scores.scores_of([run], {"methods": ["lora"], "tasks": ["coins"]})
     assert [row["score"] for row in found] == ["confidence", "energy", "largest logit"]
     confidence = np.maximum(seen, 1 - seen)
     rise = np.maximum(0, (confidence.mean() - confidence) / confidence.std() - 1)

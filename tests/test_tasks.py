@@ -10,6 +10,7 @@ import pytest
 
 from uq4ct import data, tasks
 from uq4ct.errors import UserError
+from uq4ct.protocols import PROTOCOLS, split_of
 from uq4ct.types import Question
 
 
@@ -251,6 +252,14 @@ def test_a_task_is_named_with_its_split():
     assert data.load("tiny:test").default_split
     with pytest.raises(UserError, match="task 'tiny' has no split 'valid'; its splits are train, calibration, valid"):
         data.load("tiny:valid")
+
+
+def test_a_split_that_is_named_twice_must_be_the_same():
+    assert data.load("tiny:validation", split="validation").split == "validation"
+    with pytest.raises(UserError, match="'tiny:validation' names the split validation, and test is asked for"):
+        data.load("tiny:validation", split="test")
+    assert split_of("openbookqa:test", PROTOCOLS["paper"]) is None
+    assert split_of("openbookqa", PROTOCOLS["paper"]) == "validation"
 
 
 def test_a_revision_is_refused_where_there_is_no_hub(tmp_path):

@@ -293,7 +293,7 @@ def compare(
     data: Data = None,
     eval_data: Annotated[
         list[str] | None,
-        typer.Option("--eval-data", metavar="FILE|TASK ...", help="Default: the training task's test split."),
+        typer.Option("--eval-data", metavar="FILE|TASK ...", help="Default: the training task's evaluation split."),
     ] = None,
     seeds: Annotated[
         str | None,

@@ -212,7 +212,7 @@ Did you mean 'learning_rate'?
             continue
         if section == "method":
             own = dict(cast(type[Method], kind).presets.get(preset, {}))
-            _train_as(own.pop("train", {}), merged, places)
+            _train_as(own.pop("train", {}), merged, places)  # the section of training comes after this one
             options = {**own, **_without_foreign_preset_options(kind, options, places)}
             options |= {"posthoc": suffix} if suffix else {}
         try:

@@ -81,6 +81,6 @@ def protocol(name: str) -> Protocol:
 
 
 def split_of(source: str, held: Protocol) -> str | None:
-    """Return the split of a source that a protocol reports, None for its default one."""
+    """Return the split of a source that a protocol reports, None for its default one and where the source names it."""
     wanted = tasks.wanted(source)
-    return wanted.task.paper_split if held.split == "paper" and wanted else None
+    return wanted.task.paper_split if held.split == "paper" and wanted and not wanted.split else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from scipy.special import logsumexp
 from uq4ct import predictions
 from uq4ct.metrics.calibration_error import ece
 from uq4ct.posthoc.familiarity import Familiarity
+from uq4ct.report.answered import Scored
 from uq4ct.types import Prediction
 
 Json = Mapping[str, Any]
@@ -25,25 +25,23 @@ SCORES: Mapping[str, Callable[[Prediction], np.ndarray | None]] = {
 }
 
 
-def scores_of(folder: Path, asked: Json) -> list[dict[str, Any]]:
+def scores_of(finished: Sequence[Scored], asked: Json) -> list[dict[str, Any]]:
     """Return NLL and ECE, means over seeds, of each method, score and task that ``asked`` names.
 
     Raw logits and one sample only: ``methods`` are single-pass ones without a suffix.
     """
     found: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
-    for path in sorted(folder.glob("cells/*/cell.json")):
-        method = json.loads(path.read_text(encoding="utf-8"))["method"]
-        if method not in asked["methods"]:
+    for run in finished:
+        if run.method not in asked["methods"]:
             continue
-        kept, right = _read(path.parent / "calibration.jsonl")
-        for name, score in SCORES.items():
-            if (own := score(kept)) is None:
-                continue
-            fitted = Familiarity.fit(replace(kept, feu=own), right)
-            for task in asked["tasks"]:
-                asked_of, answer = _read(path.parent / "evaluations" / task / "predictions.jsonl")
-                scaled = fitted.apply(replace(asked_of, feu=score(asked_of)))
-                found.setdefault((method, name, task), []).append(_measured(scaled, answer))
+        kept, right = _read(run.folder / "calibration.jsonl")
+        known = {name: score for name, score in SCORES.items() if score(kept) is not None}
+        fitted = {name: Familiarity.fit(replace(kept, feu=score(kept)), right) for name, score in known.items()}
+        for task in asked["tasks"]:
+            told, answer = _read(run.folder / "evaluations" / task / "predictions.jsonl")
+            for name, score in known.items():
+                scaled = fitted[name].apply(replace(told, feu=score(told)))
+                found.setdefault((run.method, name, task), []).append(_measured(scaled, answer))
     return [
         {"method": method, "score": name, "task": task, "seeds": len(values), "nll": nll, "ece": gap}
         for (method, name, task), values in found.items()

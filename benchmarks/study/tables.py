@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.study import scores, target
-from benchmarks.study.scores import scores_of
-from benchmarks.study.target import target_of
 from uq4ct import tasks
+from uq4ct.report.answered import Scored
 
 Json = Mapping[str, Any]
 METRICS = ("accuracy", "nll", "brier", "ece", "auroc")
@@ -31,6 +30,11 @@ def keep(results: Path, path: Path, campaign: Json | None = None) -> None:
     found, campaign = json.loads(results.read_text(encoding="utf-8")), campaign or {}
     if unfinished := [cell for cell in found["cells"] if cell["status"] != "complete"]:
         print(f"{results}: {len(unfinished)} cells are not finished; what is written leaves them out", file=sys.stderr)
+    finished = [
+        Scored(cell["method"], cell["seed"], results.parent / "cells" / Path(cell["folder"]).name, ())
+        for cell in found["cells"]
+        if cell["status"] == "complete"
+    ]
     for name in ("results", "differences", "verdicts", "feu_usefulness"):
         found[name] = [{**row, "task": _evaluation(row)} for row in found[name]]
     rows = found["results"]
@@ -46,8 +50,8 @@ def keep(results: Path, path: Path, campaign: Json | None = None) -> None:
         ],
         "differences": [row for row in found["differences"] if row["metric"] in METRICS],
         **{name: found[name] for name in ("verdicts", "shift_detection", "feu_usefulness", "costs")},
-        "target": target_of(results.parent, campaign["target"]) if "target" in campaign else [],
-        "scores": scores_of(results.parent, campaign["scores"]) if "scores" in campaign else [],
+        "target": target.target_of(finished, campaign["target"]) if "target" in campaign else [],
+        "scores": scores.scores_of(finished, campaign["scores"]) if "scores" in campaign else [],
     }  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     parts = [f"{json.dumps(name)}: {_one_row_per_line(value)}" for name, value in _rounded(kept).items()]

@@ -7,13 +7,12 @@ accuracy less than LoRA.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from uq4ct.concluding import RESAMPLES
 from uq4ct.metrics.answers import Settings
 from uq4ct.metrics.paired import over_seeds
 from uq4ct.report.answered import Answered, Scored, read
@@ -24,80 +23,59 @@ KEEPS = 0.75  # the share of a rival's excess that may be left
 EXCESS = 0.02  # of the best rival, from which on the target asks for less
 
 
-def target_of(folder: Path, asked: Json) -> list[dict[str, Any]]:
+def target_of(finished: Sequence[Scored], asked: Json) -> list[dict[str, Any]]:
     """Return the rows of the table: one for each task and demand, then those pooled over tasks.
 
     ``asked`` names ``ours``, ``temperature``, ``baseline``, ``rivals`` and ``tasks``, as evaluations are called. A
-    pooled value is the mean over tasks; its tasks' questions are drawn independently of each other.
+    pooled value is the mean over tasks; its tasks' questions are drawn independently of each other. Raises ValueError
+    where the methods have different seeds.
     """
     wanted = dict.fromkeys([asked["ours"], asked["temperature"], asked["baseline"], *asked["rivals"]])
-    scored = [
-        Scored(cell["method"], cell["seed"], path.parent, tuple(asked["tasks"]))
-        for path in sorted(folder.glob("cells/*/cell.json"))
-        if (cell := json.loads(path.read_text(encoding="utf-8")))["method"] in wanted
-    ]
-    read_all = read(scored)
-    settings = Settings(resamples=2000)
-    demands: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-    rows = []
+    runs = [run._replace(evaluations=tuple(asked["tasks"])) for run in finished if run.method in wanted]
+    seeds = {name: sorted(run.seed for run in runs if run.method == name) for name in wanted}
+    if len(set(map(tuple, seeds.values()))) > 1:
+        raise ValueError(f"methods have different seeds: {seeds}")
+    found = read(sorted(runs, key=lambda run: run.seed))
+    rows: list[dict[str, Any]] = []
+    parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     for number, task in enumerate(asked["tasks"]):
-        methods = {name: sorted(read_all[task][name], key=lambda run: run.run.seed) for name in wanted}
-        seeds = {name: [run.run.seed for run in runs] for name, runs in methods.items()}
-        if len(set(map(tuple, seeds.values()))) > 1:
-            raise ValueError(f"{folder}: {task}: methods have different seeds: {seeds}")
-        draws = resampled(methods, Settings(resamples=settings.resamples, seed=number))
-        values = {name: _values(runs) for name, runs in methods.items()}
-        for demand, mine, theirs, weight in _demands(asked, values):
-            metric = "ece" if demand == "ECE excess" else demand
-            difference = values[mine][metric] - weight * values[theirs][metric]
-            drawn = draws[mine][metric] - weight * draws[theirs][metric]
-            if demand == "ECE excess":
-                null = values[mine]["null"] - weight * values[theirs]["null"]
-                difference, drawn = difference - null, drawn - null
-            demands.setdefault(demand, []).append((difference, drawn))
-            rows.append(_row(task, demand, mine, theirs, weight, difference, drawn, values))
-    for demand, parts in demands.items():
-        if len(parts) > 1:
-            difference, drawn = (np.mean(part, axis=0) for part in zip(*parts, strict=True))
-            mine, theirs, weight = next((r["ours"], r["rival"], r["weight"]) for r in rows if r["demand"] == demand)
-            rival = theirs if len({r["rival"] for r in rows if r["demand"] == demand}) == 1 else "best of each"
-            rows.append(_row("all", demand, mine, rival, weight, difference, drawn, None))
-    return rows
+        drawn = resampled(found[task], Settings(resamples=RESAMPLES, seed=number))
+        values = {name: _values(found[task][name], drawn[name]) for name in wanted}
+        for demand, theirs, weight in _demands(asked, values):
+            own, other = values[asked["ours"]][demand], values[theirs][demand]
+            part = tuple(mine - weight * rival for mine, rival in zip(own, other, strict=True))
+            parts.setdefault(demand, []).append(part)
+            means = [float(own[0].mean()), float(other[0].mean())]
+            rows.append({"task": task, **_row(demand, *part), "rival": theirs, "values": means})
+    for demand, by_task in parts.items():
+        if len(by_task) > 1:
+            pooled = (np.mean(part, axis=0) for part in zip(*by_task, strict=True))
+            rivals = {row["rival"] for row in rows if row["demand"] == demand}
+            rival = rivals.pop() if len(rivals) == 1 else "best of each"
+            rows.append({"task": "all", **_row(demand, *pooled), "rival": rival})
+    return [{**row, "ours": asked["ours"]} for row in rows]
 
 
-def _values(runs: Sequence[Answered]) -> dict[str, np.ndarray]:
-    found = {name: np.array([run.metrics[name] for run in runs]) for name in ("nll", "accuracy", "ece")}
-    return {**found, "null": np.array([run.metrics["ece_null"]["mean"] for run in runs])}
+def _values(runs: Sequence[Answered], drawn: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return each metric of the seeds, (seed,), and of drawn questions, (resample, seed)."""
+    null = np.array([run.metrics["ece_null"]["mean"] for run in runs])
+    own = {name: (np.array([run.metrics[name] for run in runs]), drawn[name]) for name in ("nll", "accuracy", "ece")}
+    return {**own, "ECE excess": (own["ece"][0] - null, own["ece"][1] - null)}
 
 
-def _demands(asked: Json, values: Mapping[str, Json]) -> Iterator[tuple[str, str, str, float]]:
-    """Yield demand, method, rival, and how much of the rival's value is subtracted."""
-    ours = asked["ours"]
-    yield "nll", ours, asked["temperature"], 1.0
-    yield "accuracy", ours, asked["baseline"], 1.0
-    best = min(asked["rivals"], key=lambda name: float((values[name]["ece"] - values[name]["null"]).mean()))
-    if float((values[best]["ece"] - values[best]["null"]).mean()) >= EXCESS:
-        yield "ECE excess", ours, best, KEEPS
+def _demands(asked: Json, values: Mapping[str, Json]) -> Iterator[tuple[str, str, float]]:
+    """Yield a metric, the rival, and how much of the rival's value is subtracted."""
+    yield "nll", asked["temperature"], 1.0
+    yield "accuracy", asked["baseline"], 1.0
+    excess = {name: float(values[name]["ECE excess"][0].mean()) for name in asked["rivals"]}
+    best = min(excess, key=lambda name: excess[name])
+    if excess[best] >= EXCESS:
+        yield "ECE excess", best, KEEPS
 
 
-def _row(
-    task: str,
-    demand: str,
-    mine: str,
-    theirs: str,
-    weight: float,
-    difference: np.ndarray,
-    drawn: np.ndarray,
-    values: Mapping[str, Json] | None,
-) -> dict[str, Any]:
+def _row(demand: str, difference: np.ndarray, drawn: np.ndarray) -> dict[str, Any]:
     found = over_seeds(difference, drawn, pivotal=demand == "ECE excess")
-    row = {"task": task, "demand": demand, "ours": mine, "rival": theirs, "weight": weight}
-    if values is not None:
-        excess = demand == "ECE excess"
-        own, other = (values[name] for name in (mine, theirs))
-        both = [each["ece"] - each["null"] if excess else each[demand] for each in (own, other)]
-        row["values"] = [float(value.mean()) for value in both]
-    return {**row, "difference": found.mean, "interval": list(found.interval), "seeds": len(difference)}
+    return {"demand": demand, "difference": found.mean, "interval": list(found.interval), "seeds": len(difference)}
 
 
 def table(found: Json, args: Sequence[str]) -> Iterator[str]:

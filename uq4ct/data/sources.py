@@ -87,10 +87,9 @@ def load(
 
     ``split`` None is train when ``training``, else the labelled test split, else validation. ``root`` is where named
     tasks are read: "hub", or a folder laid out as ``<task>/<split>.jsonl``. A hub id may carry its subset and revision:
-    ``owner/name:subset@revision``, and a task its split, before ``split``, and revision: ``arc_easy:validation``,
-    ``arc_easy@revision``. ``config`` was written for the source that is trained on:
-    other files use of its columns what they have. ``need_answers`` False lets answers be unknown.
-    Raises UserError listing every bad row, NoData when a task has no such file.
+    ``owner/name:subset@revision``, and a task its split and revision: ``arc_easy:validation@revision``. ``config`` was
+    written for the source that is trained on: other files use of its columns what they have. ``need_answers`` False
+    lets answers be unknown. Raises UserError listing every bad row and where two splits are named, NoData when a task has no such file.
     """
     with _printable_problems():
         return _load(str(source), split, root, config or DataConfig(), training, need_answers)
@@ -108,6 +107,8 @@ def _load(
                 f"{task.name}:validation"
             )
         pinned = wanted.revision or (config.revision if training else None) or task.revision
+        if wanted.split and split and wanted.split != split:
+            raise UserError(f"'{name}' names the split {wanted.split}, and {split} is asked for; name one of them")
         split = wanted.split or split
         return _load_task(replace(task, revision=pinned), split, root, config, training, need_answers)
     kind = _kind_of_source(name)

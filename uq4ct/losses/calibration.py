@@ -16,7 +16,7 @@ from uq4ct.losses.checks import require
 FeuReduction = Literal["mass", "top1", "vector"]
 FeuTokens = Literal["prompt", "last"]
 Schedule = Literal["constant", "incremental"]
-Target = Literal["indicator", "probability", "mixture"]
+Target = Literal["indicator", "probability", "mixture", "shuffled"]
 
 
 def functional_uncertainty(

@@ -54,10 +54,11 @@ class Objective:
     correctness. It needs no router. ``label_smoothing`` as in ``answer_loss``.
 
     Not in the paper: ``calibration_target="probability"`` compares FEU with the probability of the right choice in
-    place of the indicator, ``"mixture"`` is ``mixture_loss``. Questions that the answer loss was trained on are
-    answered better than new ones: ``calibration_questions="apart"`` leaves one in ``held_out_every`` of them out of
-    the answer loss and takes L_cal on these alone, ``"rotating"`` others in each epoch, so that in the long run
-    every question trains both. Only a trainer can know which these are; an update without any has no L_cal, which
+    place of the indicator, ``"mixture"`` is ``mixture_loss``, and ``"shuffled"`` a control, not for use: the indicator
+    of the question before in the batch, which says nothing of this one (a batch of one has only its own). Questions
+    that the answer loss was trained on are answered better than new ones: ``calibration_questions="apart"`` leaves one
+    in ``held_out_every`` of them out of the answer loss and takes L_cal on these alone, ``"rotating"`` others in each
+    epoch, so that in the long run every question trains both. Only a trainer can know which these are; an update without any has no L_cal, which
     is rare where its batch is three times ``held_out_every`` or more. The load balance is that of all questions.
 
     >>> uq4ct = Objective(calibration_weight=1.0, balance_weight=0.01, calibration_schedule="incremental")
@@ -95,7 +96,7 @@ class Objective:
         if self.held_out_every < 2:
             raise ValueError(f"held_out_every: expected 2 or more questions, got {self.held_out_every!r}")
         one_number = self.calibrated == "feu" and self.feu_reduction != "vector"
-        if self.calibration_target != "indicator" and not one_number:
+        if self.calibration_target in ("probability", "mixture") and not one_number:
             raise ValueError(
                 f"calibration_target '{self.calibration_target}' is for FEU as one number; set calibrated='feu' and "
                 "feu_reduction 'mass' or 'top1'"
@@ -165,8 +166,9 @@ class Objective:
         answer: Tensor,
         routing: Sequence[LayerRouting],
     ) -> Float[Tensor, " batch"]:
-        if self.calibration_target == "indicator":
-            return calibration_loss(confidence, correct, "none")
+        if self.calibration_target in ("indicator", "shuffled"):
+            seen = correct if self.calibration_target == "indicator" else correct.roll(1)
+            return calibration_loss(confidence, seen, "none")
         gold = choice_logits.detach().softmax(dim=-1).gather(-1, answer[:, None]).squeeze(-1)
         if self.calibration_target == "probability":
             return calibration_loss(confidence, gold, "none")

@@ -91,17 +91,14 @@ class Method(BaseModel):
         if (self.posthoc or self.needs_calibration) and not calibration:
             problems.append(
                 "needs a calibration split, but none is kept; set data.calibration_fraction, for example 0.1 (the "
-                f"paper's preset and protocol have none){self._unscaled}"
+                "paper's preset and protocol have none)"
+                + ("" if self.needs_calibration else f", or name the method {self.name}")
             )
         if self.posthoc:
             from uq4ct.posthoc import calibrator
 
             problems += calibrator(self.posthoc).unfit(calibration, self.has_router)
         return problems
-
-    @property
-    def _unscaled(self) -> str:
-        return "" if self.needs_calibration or not self.posthoc else f", or name the method {self.name}"
 
     def options(self) -> dict[str, Any]:
         """Return the hyper-parameters as plain values, without the post-hoc calibration, which is in the label."""

@@ -30,7 +30,7 @@ class Uq4ct(MixtureMethod):
     @model_validator(mode="after")
     def _target_fits_feu(self) -> Self:
         target = self.calibration_target
-        if target not in ("indicator", "shuffled") and self.feu_reduction == "vector":
+        if target in ("probability", "mixture") and self.feu_reduction == "vector":
             raise ValueError(f"calibration_target '{target}' needs FEU as one number; set feu_reduction mass or top1")
         experts = self.num_experts if isinstance(self.num_experts, tuple) else (self.num_experts,)
         smallest = self.top_k if self.feu_reduction == "mass" else 1
@@ -50,11 +50,9 @@ class Uq4ct(MixtureMethod):
 
     def objective(self) -> Objective:
         """Return L = CE + alpha L_b + beta L_cal (Eq. 11)."""
-        from uq4ct.losses.controls import ShuffledObjective
         from uq4ct.losses.objective import Objective
 
-        shuffled = self.calibration_target == "shuffled"
-        return (ShuffledObjective if shuffled else Objective)(
+        return Objective(
             answer_loss=self.answer_loss,
             balance_weight=self.balance_weight,
             balance_counts=self.balance_counts,
@@ -64,7 +62,7 @@ class Uq4ct(MixtureMethod):
             calibration_schedule=self.calibration_schedule,
             feu_reduction=self.feu_reduction,
             feu_tokens=self.feu_tokens,
-            calibration_target="indicator" if self.calibration_target == "shuffled" else self.calibration_target,
+            calibration_target=self.calibration_target,
             calibration_questions=self.calibration_questions,
             held_out_every=self.held_out_every,
         )

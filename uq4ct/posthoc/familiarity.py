@@ -43,6 +43,7 @@ class Familiarity(Calibrator):
         log_probs, answer, rows = labelled(prediction, answer)
         feu = feu_of(prediction)[rows]
         mean, sd = spread(feu)
+        sd = sd or 1.0
         flattened = log_probs / np.exp(rise(feu, mean, sd))[:, None]
         return cls(items=len(answer), level=best_level(flattened, answer), feu_mean=mean, feu_sd=sd)
 

@@ -41,9 +41,9 @@ class FeuScaling(Calibrator):
         log_probs, answer, rows = labelled(prediction, answer)
         feu = feu_of(prediction)[rows]
         mean, sd = spread(feu)
-        if np.abs(feu - mean).max() <= 1e-12:
+        if not sd:
             level, at_bound = best_log_temperature(log_probs, answer)
-            return cls(items=len(answer), at_bound=at_bound, level=level, slope=0.0, feu_mean=mean, feu_sd=sd)
+            return cls(items=len(answer), at_bound=at_bound, level=level, slope=0.0, feu_mean=mean, feu_sd=1.0)
         level, slope = _fitted(log_probs, answer, (feu - mean) / sd)
         at_bound = max(abs(level), -slope) >= LIMIT - 1e-9
         return cls(items=len(answer), at_bound=at_bound, level=level, slope=slope, feu_mean=mean, feu_sd=sd)
@@ -99,9 +99,9 @@ def _fitted(log_probs: np.ndarray, answer: np.ndarray, z: np.ndarray) -> tuple[f
 
 
 def spread(feu: np.ndarray) -> tuple[float, float]:
-    """Return mean and standard deviation of FEU, 1 for that of a constant."""
+    """Return mean and standard deviation of FEU, 0 for that of a constant."""
     sd = float(feu.std())
-    return float(feu.mean()), sd if sd > 1e-12 else 1.0  # constant but for rounding
+    return float(feu.mean()), sd if sd > 1e-12 else 0.0  # constant but for rounding
 
 
 def feu_of(prediction: Prediction) -> np.ndarray:
