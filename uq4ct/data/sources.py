@@ -89,7 +89,8 @@ def load(
     tasks are read: "hub", or a folder laid out as ``<task>/<split>.jsonl``. A hub id may carry its subset and revision:
     ``owner/name:subset@revision``, and a task its split and revision: ``arc_easy:validation@revision``. ``config`` was
     written for the source that is trained on: other files use of its columns what they have. ``need_answers`` False
-    lets answers be unknown. Raises UserError listing every bad row and where two splits are named, NoData when a task has no such file.
+    lets answers be unknown. Raises UserError listing every bad row and where two splits are named, NoData when a task
+    has no such file.
     """
     with _printable_problems():
         return _load(str(source), split, root, config or DataConfig(), training, need_answers)
