@@ -34,7 +34,7 @@ def test_a_campaign_is_planned_by_the_command_line_itself(tmp_path, capsys):
     call = study.command(CAMPAIGNS["readings"], tmp_path / "out", "hub", 2)
     assert call[1:6] == ["-m", "uq4ct", "compare", "--model", "tiny"]
     assert invoke([*call[3:], "--dry-run"]) == 0
-    assert "uq4ct[calibration_target=mixture]+feu" in capsys.readouterr().out
+    assert "uq4ct[calibration_target=mixture]+familiarity" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 
 
