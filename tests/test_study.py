@@ -89,6 +89,39 @@ def test_a_page_is_filled_from_the_results_again_and_again(tmp_path):
     assert [cell["status"] for cell in kept["unfinished"]] == ["failed"]
 
 
+def test_variants_are_held_against_the_baseline_with_the_same_suffix():
+    """The methods with FEU alone, the temperature at home and familiarity scaling under the shift."""
+
+    def row(task, method, accuracy, nll):
+        return {"task": task, "method": method, "accuracy": accuracy, "nll": nll, "ece": 0.1}
+
+    def apart(task, method, difference):
+        return {"task": task, "method": method, "metric": "nll", "difference": difference, "interval": [-0.5, 0.25]}
+
+    names = ("uq4ct", "uq4ct[top_k=4]")
+    found = {
+        "results": [
+            *(row("home", name + end, 0.5, 1 + place) for place, name in enumerate(names) for end in ("", "+temperature")),
+            *(row("away", f"{name}+familiarity", 0.25, 2) for name in names),
+            row("home", "lora", 0.5, 1),
+        ],
+        "differences": [apart("home", "uq4ct[top_k=4]+temperature", 1), apart("away", "uq4ct[top_k=4]+familiarity", 0)],
+        "feu_usefulness": [
+            {"task": "home", "method": name, "feu_auroc": 0.5, "interval": [0.4, 0.6]} for name in names
+        ],
+        "shift_detection": [
+            {"shifted": "away", "method": name, "score": score, "auroc": auroc, "interval": None}
+            for name in names
+            for score, auroc in (("feu", 0.75), ("max_probability", 0.25))
+        ],
+    }  # fmt: skip
+    assert list(KINDS["variants"](found, ["home", "away"]))[2:] == [
+        "| `uq4ct` | 50.0 | 1.000 | 10.0 | 1.000 | 0.500 (0.400-0.600) | 0.750 | 2.000 |",
+        "| `uq4ct[top_k=4]` | 50.0 | 2.000 | 10.0 | 2.000: +1.000 (-0.500, +0.250) | 0.500 (0.400-0.600) | 0.750 | "
+        "2.000: +0.000 (-0.500, +0.250) |",
+    ]
+
+
 TARGET = {
     "ours": "ours", "temperature": "scaled", "baseline": "lora", "rivals": ["lora", "other"], "tasks": ["coins", "dice"]
 }  # fmt: skip

@@ -125,11 +125,8 @@ def _differences(found: Json, args: Sequence[str]) -> Iterator[str]:
     for method in chosen or dict.fromkeys(row["method"] for row in rows):
         cells = []
         for metric in METRICS:
-            row, scale = by_method[method, metric], 100 if metric in ("accuracy", "ece") else 1
-            low, high = row["interval"]
-            digits = 1 if scale == 100 else 3
-            shown = [f"{scale * value:+.{digits}f}" for value in (row["difference"], low, high)]
-            cells.append(f"{shown[0]} ({shown[1]}, {shown[2]})")
+            percent = metric in ("accuracy", "ece")
+            cells.append(_signed(by_method[method, metric], 100 if percent else 1, 1 if percent else 3))
         yield f"| `{method}` | `{by_method[method, 'nll']['baseline']}` | {' | '.join(cells)} |"
 
 
@@ -170,6 +167,32 @@ def _feu(found: Json, args: Sequence[str]) -> Iterator[str]:
             yield f"| `{row['method']}` | {row['task']} | {auroc} | {row['max_probability_auroc']:.3f} | {shown} |"
 
 
+def _variants(found: Json, args: Sequence[str]) -> Iterator[str]:
+    """Return what every method with FEU does, at home and under a shift, and how far its scaled answers are apart from
+    the baseline's with the same suffix.
+    """
+    home, shifted = args
+    rows = {(row["task"], row["method"]): row for row in found["results"]}
+    apart = {(row["task"], row["method"]): row for row in found["differences"] if row["metric"] == "nll"}
+    right = {(row["task"], row["method"]): row for row in found["feu_usefulness"]}
+    unusual = {(row["shifted"], row["method"]): row for row in found["shift_detection"] if row["score"] == "feu"}
+    yield (
+        "| method | accuracy % | NLL | ECE % | NLL with a temperature | AUROC of FEU: right answers | shift | "
+        "shift: NLL with `+familiarity` |"
+    )
+    yield "|---|---|---|---|---|---|---|---|"
+    for method in dict.fromkeys(row["method"] for row in found["results"] if "+" not in row["method"]):
+        if (home, method) not in right:
+            continue
+        own, knows, hears = rows[home, method], right[home, method], unusual[shifted, method]
+        cells = [f"{100 * own['accuracy']:.1f}", f"{own['nll']:.3f}", f"{100 * own['ece']:.1f}"]
+        for task, name in ((home, f"{method}+temperature"), (shifted, f"{method}+familiarity")):
+            difference = apart.get((task, name))
+            cells.append(f"{rows[task, name]['nll']:.3f}" + (f": {_signed(difference, 1, 3)}" if difference else ""))
+        measured = [_interval(knows["feu_auroc"], knows["interval"]), _interval(hears["auroc"], hears["interval"])]
+        yield f"| `{method}` | {' | '.join([*cells[:4], *measured, cells[4]])} |"
+
+
 KINDS: dict[str, Callable[[Json, Sequence[str]], Iterator[str]]] = {
     "results": _results,
     "seeds": _seeds,
@@ -177,6 +200,7 @@ KINDS: dict[str, Callable[[Json, Sequence[str]], Iterator[str]]] = {
     "costs": _costs,
     "shift": _shift,
     "feu": _feu,
+    "variants": _variants,
     "target": target.table,
     "scores": scores.table,
 }
@@ -192,6 +216,11 @@ def _cell(row: Json, metric: str, scale: float) -> str:
     if value is None:
         return "-"
     return _interval(scale * value, interval and [scale * end for end in interval], 1 if scale == 100 else 3)
+
+
+def _signed(row: Json, scale: float, digits: int) -> str:
+    value, low, high = (f"{scale * each:+.{digits}f}" for each in (row["difference"], *row["interval"]))
+    return f"{value} ({low}, {high})"
 
 
 def _interval(value: float | None, interval: Sequence[float] | None, digits: int = 3) -> str:
