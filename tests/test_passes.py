@@ -91,7 +91,7 @@ def test_members_answer_a_question_as_rows_of_one_batch_and_the_active_one_stays
     model.set_adapter("member-2")
     compared(DeepEnsemble(members=3), model, rows, [3], monkeypatch)
     assert model.active_adapter == "member-2"
-    assert not model._forward_pre_hooks
+    assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -135,6 +135,33 @@ def test_where_there_is_no_memory_for_copies_passes_are_run(rows, monkeypatch):
     found = McDropout(samples=3).predict(model, [QUESTION], **ASK)
     assert rows == [1, 1, 1]
     np.testing.assert_allclose(found.logits, plenty.logits, rtol=1e-10)
+
+
+def test_a_batch_of_members_that_fails_leaves_nothing_behind(rows):
+    """Want of memory is met within a layer, and the members then answer one by one, this question and later ones."""
+    model = with_members(llama())
+    plenty = DeepEnsemble(members=3).predict(model, [QUESTION], **ASK)
+
+    def scarce(layer, args):
+        if len(args[0]) > 1:
+            raise torch.OutOfMemoryError("no memory")
+
+    handle = model.base_model.model.model.layers[0].mlp.register_forward_pre_hook(scarce)
+    rows.clear()
+    found = DeepEnsemble(members=3).predict(model, [QUESTION], **ASK)
+    assert rows == [3, 1, 1, 1]
+    np.testing.assert_allclose(found.logits, plenty.logits, rtol=1e-10)
+    handle.remove()
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    two = DeepEnsemble(members=3).predict(model, [QUESTION] * 2, ids=["a", "b"], pad_token_id=0)
+    np.testing.assert_allclose(two.logits[:1], plenty.logits, rtol=1e-10)
+
+
+def test_loras_that_take_the_input_alone_take_no_adapter_per_row(monkeypatch):
+    """As those of PEFT on some quantised linears."""
+    model = lora(llama())
+    monkeypatch.setattr(peft.tuners.lora.Linear, "forward", lambda self, x: self.base_layer(x))
+    assert not takes_an_adapter_per_row(model)
 
 
 def test_only_plain_loras_of_causal_models_take_an_adapter_per_row():

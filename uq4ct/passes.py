@@ -6,6 +6,7 @@ samples run as rows of one batch, each what it would be alone up to rounding; ev
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ from uq4ct.types import Prediction
 Example = Mapping[str, Any]
 Progress = Callable[[int, int], None]  # (items done, items in all)
 Sample = TypeVar("Sample")
-TOKENS = 512  # of one batch of samples: on a CPU more of them cost more than their passes
+TOKENS = 512  # of one batch of samples: on a CPU hardly anything is won with more of them (docs/log.md)
 
 
 def score_samples(
@@ -116,21 +117,39 @@ def takes_an_adapter_per_row(model: Any) -> bool:
         return False
     configs = model.peft_config.values()
     plain = all(type(one) is LoraConfig and not one.use_dora and not one.modules_to_save for one in configs)
-    return plain and not any(flattens_tokens(module) for module in base.modules())
+    if not plain or not all(map(_takes_names, _lora_layers(model))):
+        return False
+    return not any(flattens_tokens(module) for module in base.modules())
 
 
 @contextmanager
 def adapter_of_each_row(model: Any, members: tuple[str, ...]) -> Iterator[None]:
-    """Let each row of the batches that run inside have the named adapter of a PEFT model."""
+    """Let each row of the batches that run inside have the named adapter of a PEFT model.
 
-    def name(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    PEFT's own ``adapter_names`` of a forward pass leaves its hooks in place where the pass fails, as for want of memory.
+    """
+
+    def name(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return args, {**kwargs, "adapter_names": list(members)}
 
-    handle = model.register_forward_pre_hook(name, with_kwargs=True)
+    handles = [layer.register_forward_pre_hook(name, with_kwargs=True) for layer in _lora_layers(model)]
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
+
+
+def _lora_layers(model: Any) -> list[Any]:
+    from peft.tuners.lora import LoraLayer
+
+    return [module for module in model.modules() if isinstance(module, LoraLayer)]
+
+
+def _takes_names(layer: Any) -> bool:
+    """Tell whether a LoRA's forward takes ``adapter_names``: those of some quantised linears take the input alone."""
+    parameters = inspect.signature(type(layer).forward).parameters.values()
+    return any(one.kind is one.VAR_KEYWORD for one in parameters)
 
 
 def score_pass(
