@@ -325,12 +325,17 @@ CASES: dict[str, tuple[Case, ...]] = {
             "A prior chosen on a calibration split that is not kept",
             f"{_TRAIN} --method laplace --preset paper --set method.prior=grid",
         ),
+        Case(
+            "The default method without a calibration split",
+            "train --model base --data questions.jsonl --output new --set data.calibration_fraction=0",
+        ),
         Case("Optimizer that transformers does not know", f"{_TRAIN} --set train.optim=foo"),
         Case("Evaluation while training", f"{_TRAIN} --set train.eval_strategy=steps"),
         Case("Evaluation without data", "evaluate run"),
         Case("The same data twice", "evaluate run --data questions.jsonl questions.jsonl"),
         Case("Revision of a task that comes with the package", "evaluate run --data tiny@validation"),
         Case("Split that a task does not have", "evaluate run --data tiny:valid"),
+        Case("Part of a task's name that is empty", "evaluate run --data tiny:"),
         Case("Split of a file", "evaluate run --data questions.jsonl --split test"),
         Case("Confidence above 1", "evaluate run --data questions.jsonl --abstain-below 1.5"),
         Case("Two abstain rules", "evaluate run --data questions.jsonl --abstain-below 0.5 --target-accuracy 0.9"),
@@ -405,7 +410,7 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("More choices than the tokenizer has letters", "train --model base --data eleven.jsonl --output new"),
         Case(
             "Question over the training cut-off",
-            "train --model base --data long.jsonl --set data.calibration_fraction=0 --output new",
+            "train --model base --data long.jsonl --method uq4ct --set data.calibration_fraction=0 --output new",
         ),
     ),
     "Base models": (

@@ -17,10 +17,12 @@ import numpy as np
 import pytest
 
 from uq4ct import campaign, cli, comparing, concluding, protocols
+from uq4ct.campaign import planning
 from uq4ct.campaign.cells import Cell, alone
 from uq4ct.campaign.estimate import START
 from uq4ct.campaign.job import training_of
-from uq4ct.config import Layer
+from uq4ct.campaign.specs import parse_methods
+from uq4ct.config import Layer, preset_layers, resolve
 from uq4ct.data import NoData
 from uq4ct.errors import UserError
 from uq4ct.interruption import StopSignal
@@ -263,10 +265,28 @@ def test_a_file_is_evaluated_on_the_one_beside_it(questions, tmp_path):
     assert comparing.evaluation_of(str(questions)) == str(questions.with_name("test.jsonl"))
     assert comparing.evaluation_of("openbookqa") == "openbookqa"
     assert comparing.evaluation_of("openbookqa:train@abc") == "openbookqa@abc"
+    with pytest.raises(UserError, match="name the questions to evaluate on; tiny:test is trained on"):
+        comparing.evaluation_of("tiny:test")
     alone = tmp_path / "alone.jsonl"
     write_questions(alone, range(3))
     with pytest.raises(UserError, match="name the questions to evaluate on"):
         comparing.evaluation_of(str(alone))
+
+
+def test_methods_that_a_preset_trains_otherwise_are_told():
+    """Those that the user trains otherwise are named so already."""
+
+    def notes(text: str) -> list[str]:
+        specs = parse_methods(text)
+        fixed = [*preset_layers("encoder"), Layer.of({"data": {"source": "tiny"}}, "--data")]
+        configs = {spec.label: resolve([*fixed, spec.layer]) for spec in specs}
+        return list(planning._trained_differently(specs, configs))
+
+    assert notes("lora,lora+temperature,uq4ct,mixlora[top_k=3],uq4ct[train.learning_rate=5]") == [
+        "train.learning_rate is not the same for all methods: 0.0003 for lora; 0.001 for uq4ct, mixlora"
+    ]
+    assert not notes("lora,lora[train.learning_rate=5]")
+    assert not notes("mixlora,uq4ct")
 
 
 def test_the_papers_protocol_reads_validation_where_the_paper_does():

@@ -250,8 +250,17 @@ def test_a_task_is_named_with_its_split():
     assert (found.name, found.split, found.default_split) == ("tiny", "validation", False)
     assert found.sha256 == data.load("tiny", split="validation").sha256 != data.load("tiny").sha256
     assert data.load("tiny:test").default_split
-    with pytest.raises(UserError, match="task 'tiny' has no split 'valid'; its splits are train, calibration, valid"):
+    with pytest.raises(UserError, match=r"'tiny' has no split 'valid'\. Did you mean 'validation'\? Splits: train, cal"):
         data.load("tiny:valid")
+    for source in ("tiny:", "tiny@", "tiny:@"):
+        with pytest.raises(UserError, match=f"'{source}': a part is empty"):
+            data.load(source)
+
+
+def test_training_on_the_split_that_is_measured_on_is_told():
+    (note,) = data.load("tiny:test", training=True).notes
+    assert note.startswith("tiny: its test split is trained on")
+    assert not data.load("tiny", training=True).notes
 
 
 def test_a_split_that_is_named_twice_must_be_the_same():

@@ -94,10 +94,13 @@ def parse_seeds(text: str) -> list[int]:
 def evaluation_of(source: str) -> str:
     """Return where a training source is evaluated when nothing else is named: its own evaluation split.
 
-    For a file it is the file called test, or validation, beside it. Raises UserError where there is none.
+    For a file it is the file called test, or validation, beside it. Raises UserError where there is none, and where
+    it is what is trained on.
     """
     path = Path(source)
     if wanted := tasks.wanted(source):
+        if wanted.split == wanted.task.evaluation_splits[0]:
+            raise UserError(f"--eval-data: name the questions to evaluate on; {source} is trained on")
         return f"{wanted.task.name}@{wanted.revision}" if wanted.revision else wanted.task.name
     if not path.is_file():
         return source
@@ -131,7 +134,7 @@ def describe(made: Plan, outcomes: Sequence[Outcome]) -> list[Json]:
 
 
 def plan_table(cells: Sequence[Json], made: Plan, outcomes: Sequence[Outcome]) -> str:
-    """Return a plan for people: each cell, then time and disk in all."""
+    """Return a plan for people: each cell, then time and disk in all, and what there is to say of it."""
     width = max(len(cell["method"]) for cell in cells)
     lines = [
         f"{c['method']:<{width}}  {c['task']}  seed {c['seed']:<3} {c['status']:<11} {duration(c['seconds']):>8} "
@@ -143,6 +146,7 @@ def plan_table(cells: Sequence[Json], made: Plan, outcomes: Sequence[Outcome]) -
     lines.append(f"\n{len(todo)} of {len(cells)} cells to run: about {duration(left)} of work, divided by the workers")
     lines.append(f"disk: about {disk_bytes(made, todo) / 1e6:,.0f} MB while it runs")
     lines += [f"no data: {reason}" for reason in made.absent.values()]
+    lines += [f"note: {note}" for note in made.notes]
     return "\n".join(lines)
 
 

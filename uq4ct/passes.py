@@ -16,7 +16,7 @@ from uq4ct.types import Prediction
 Example = Mapping[str, Any]
 Progress = Callable[[int, int], None]  # (items done, items in all)
 Sample = TypeVar("Sample")
-TOKENS = 512  # of one batch of samples: on a CPU hardly anything is won with more of them (docs/log.md)
+TOKENS = 512  # of one batch of samples: on a CPU ten of 128 tokens cost more than their passes (docs/speed.md)
 
 
 def score_samples(
@@ -126,7 +126,7 @@ def takes_an_adapter_per_row(model: Any) -> bool:
 def adapter_of_each_row(model: Any, members: tuple[str, ...]) -> Iterator[None]:
     """Let each row of the batches that run inside have the named adapter of a PEFT model.
 
-    PEFT's own ``adapter_names`` of a forward pass leaves its hooks in place where the pass fails, as for want of memory.
+    PEFT's own ``adapter_names`` of a forward pass leaves hooks in place where the pass fails, as for want of memory.
     """
 
     def name(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -115,7 +115,8 @@ def plan(
     remarks = dict.fromkeys(
         f"{cell.method}: {note}" for cell in cells for note in cell.config.method.notes_on_steps(sizes[cell.name].steps)
     )
-    return Plan(tuple(cells), absent, sizes, (*_overlaps(training, sets.values()), *remarks))
+    notes = (*training.notes, *_overlaps(training, sets.values()), *_trained_differently(methods, configs), *remarks)
+    return Plan(tuple(cells), absent, sizes, notes)
 
 
 def _anywhere(config: Config) -> Config:
@@ -288,6 +289,19 @@ def _refuse_twins(cells: Sequence[Cell], problems: Problems) -> None:
         other = first.setdefault(cell.digest, cell.method)
         if other != cell.method:
             problems.add(f"--methods: '{other}' and '{cell.method}' are the same method; name it once")
+
+
+def _trained_differently(methods: Sequence[MethodSpec], configs: Mapping[str, Config]) -> Iterator[str]:
+    """Say which training options methods differ in unasked: a preset may know that some need another rate."""
+    given = [configs[spec.label] for spec in methods if "train" not in spec.layer.values]
+    own = {config.method.name: config.train.model_dump(mode="json") for config in given}
+    for option in next(iter(own.values()), {}):
+        values: dict[str, list[str]] = {}
+        for name, options in own.items():
+            values.setdefault(json.dumps(options[option]), []).append(name)
+        if len(values) > 1:
+            told = "; ".join(f"{value} for {', '.join(names)}" for value, names in values.items())
+            yield f"train.{option} is not the same for all methods: {told}"
 
 
 def _overlaps(training: QuestionSet, sets: Any) -> Iterator[str]:

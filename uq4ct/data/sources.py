@@ -239,6 +239,11 @@ def _load_task(
     split = split or default
     parts = task.parts(split)
     _check_present(task, split, folder, parts)
+    if training and split == task.evaluation_splits[0]:
+        notes.append(
+            f"{task.name}: its {split} split is trained on, the one that answers are usually measured on; on these "
+            "questions no figure of this run says anything of new ones"
+        )
     # A task knows its own layout; the options that describe a user's file are not for it.
     config = DataConfig(skip_bad_rows=config.skip_bad_rows)
     reads, digests, commits = zip(
@@ -256,7 +261,6 @@ def _load_task(
         skipped=tuple(row for read in reads for row in read.rejected),
         default_split=split == default,
     )
-
 
 def _read_part(
     task: Task, part: Part, folder: Path | None, config: DataConfig, need_answers: bool
@@ -288,7 +292,7 @@ def _evaluation_split(task: Task, folder: Path | None, notes: list[str]) -> str:
 
 
 def _check_present(task: Task, split: str, folder: Path | None, parts: Sequence[Part]) -> None:
-    """Raise NoData where a split is not on the hub and its files are not below the data root."""
+    """Raise UserError where a task has no such split, NoData where its files are not below the data root."""
     paths = [folder / part.path for part in parts] if folder else []
     missing = [str(path) for path in paths if not path.is_file()]
     if folder and not missing:
@@ -296,7 +300,8 @@ def _check_present(task: Task, split: str, folder: Path | None, parts: Sequence[
     files = ", ".join(missing[:2]) + (f" and {len(missing) - 2} more" if len(missing) > 2 else "")
     if split not in task.splits:
         here = f", and there is no file {files}" if files and task.hub_id else ""
-        raise NoData(f"task '{task.name}' has no split '{split}'; its splits are {', '.join(task.splits)}{here}")
+        near = did_you_mean(split, task.splits)
+        raise UserError(f"task '{task.name}' has no split '{split}'{here}.{near} Splits: {', '.join(task.splits)}")
     if task.hub_id is None:
         raise NoData(f"task '{task.name}': {files} is missing from the installation; install the package again")
     if missing:

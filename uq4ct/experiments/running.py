@@ -37,7 +37,7 @@ def listing(request: Request, outcomes: Sequence[Outcome]) -> str:
     experiment = request.experiment
     lines = [f"{experiment.number}: {experiment.title}", f"the paper's, in full: {experiment.cost}", ""]
     lines.append(comparing.plan_table(comparing.describe(request.plan, outcomes), request.plan, outcomes))
-    return "\n".join([*lines, *(f"note: {note}" for note in (*request.deviations, *request.plan.notes))])
+    return "\n".join([*lines, *(f"note: {note}" for note in request.deviations)])
 
 
 def run(

@@ -68,16 +68,22 @@ class Wanted(NamedTuple):
 def wanted(source: str) -> Wanted | None:
     """Read a source that names a task; None for a file, a folder or a hub id.
 
+    Raises UserError where a split or revision is announced and not named.
+
     >>> asked = wanted("arc_easy:validation")
     >>> asked.task.name, asked.split, asked.revision
     ('arc_easy', 'validation', None)
     >>> wanted("owner/name:subset") is None
     True
     """
-    plain, _, revision = source.partition("@")
-    name, _, split = plain.partition(":")
+    plain, at, revision = source.partition("@")
+    name, colon, split = plain.partition(":")
     task = _registry()[0].get(name)
-    return None if task is None else Wanted(task, split or None, revision or None)
+    if task is None:
+        return None
+    if (colon and not split) or (at and not revision):
+        raise UserError(f"'{source}': a part is empty; a task is named as TASK, TASK:SPLIT or TASK@REVISION")
+    return Wanted(task, split or None, revision or None)
 
 
 def list_tasks() -> list[dict[str, Any]]:
