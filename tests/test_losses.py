@@ -368,6 +368,8 @@ def test_the_control_calibrates_feu_on_whether_another_question_was_answered_rig
     assert terms.calibration.tolist() == pytest.approx(expected, abs=1e-12)
     assert Uq4ct(calibration_target="shuffled").objective().calibration_target == "shuffled"
     assert Uq4ct().objective().calibration_target == "indicator"
+    with pytest.raises(ValueError, match="set calibration_questions to all, not apart"):
+        Uq4ct(calibration_target="shuffled", calibration_questions="apart")
 
 
 @pytest.mark.parametrize(

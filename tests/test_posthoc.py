@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 from scipy.optimize import approx_fprime, minimize
 
 from uq4ct.errors import UserError
@@ -249,7 +251,7 @@ def test_familiarity_divides_by_a_temperature_that_rises_below_the_usual_feu_alo
     prediction, answer = ragged(80, seed=16)
     fitted = Familiarity.fit(prediction, answer)
     mean = math.fsum(prediction.feu) / 80
-    sd = math.sqrt(math.fsum((value - mean) ** 2 for value in prediction.feu) / 80)
+    sd = stats.t(79).std() * statistics.stdev(prediction.feu) * math.sqrt(1 + 1 / 80)  # of a normal value, after 80
     assert (fitted.feu_mean, fitted.feu_sd) == (pytest.approx(mean), pytest.approx(sd))
     found, raised = fitted.apply(prediction), 0
     for k in range(80):
@@ -287,14 +289,54 @@ def test_familiarity_knows_no_limit_but_the_highest_temperature_and_a_constant_f
     np.testing.assert_allclose(hottest.logits[:, 0], base.log_softmax(prediction.log_probabilities / math.exp(3)))
     constant = Prediction(prediction.ids, prediction.logits, prediction.mask, np.full(100, 0.7))
     fitted = Familiarity.fit(constant, answer)
+    assert "for every question" in fitted.describe()
     expected = base.log_softmax(prediction.log_probabilities / math.exp(fitted.level))
     np.testing.assert_allclose(fitted.apply(constant).logits[:, 0], expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 3, 4, 5])
+def test_a_handful_of_questions_says_little_of_what_is_unusual(n):
+    """Up to three nothing; five that happen to be alike do not make all others strange."""
+    prediction = predict(np.log([[0.7, 0.2, 0.1]] * n), feu=np.linspace(0.5, 0.501, n))
+    fitted = Familiarity.fit(prediction, np.zeros(n, dtype=int))
+    assert (fitted.feu_sd is None) == (n < 4)
+    other = predict(np.log([[0.7, 0.2, 0.1]]), feu=np.array([0.499]))
+    below = (statistics.fmean(prediction.feu) - 0.499) / (statistics.pstdev(prediction.feu) or math.inf)
+    assert fitted.rise(other)[0] < max(0, below - 1) or n < 4
+    assert Familiarity.from_dict(fitted.to_dict()) == fitted
+
+
+def test_the_constants_of_familiarity_are_kept_with_what_was_fitted():
+    fitted = Familiarity.fit(*ragged(50, seed=20))
+    kept = fitted.to_dict()
+    assert (kept["margin"], kept["rate"]) == (1.0, 1.0)
+    earlier = Familiarity.from_dict({name: value for name, value in kept.items() if name not in ("margin", "rate")})
+    assert earlier == fitted
+
+
+def test_wrong_answers_alone_take_familiarity_to_its_end_and_it_says_so():
+    prediction = predict(np.log([[0.98, 0.01, 0.01]] * 5000), feu=np.linspace(0.4, 0.5, 5000))
+    assert Familiarity.fit(prediction, np.ones(5000, dtype=int)).at_bound
+    assert not Familiarity.fit(*ragged(50, seed=21)).at_bound
+
+
+@pytest.mark.parametrize("kind", [FeuScaling, Familiarity])
+def test_an_feu_that_is_no_number_is_refused(kind):
+    prediction, answer = ragged(50, seed=22)
+    broken = prediction.feu.copy()
+    broken[7] = np.nan
+    broken = Prediction(prediction.ids, prediction.logits, prediction.mask, broken)
+    with pytest.raises(UserError, match="the FEU of question '7' is not a number"):
+        kind.fit(broken, answer)
+    with pytest.raises(UserError, match="the FEU of question '7' is not a number"):
+        kind.fit(prediction, answer).apply(broken)
 
 
 # ------------------------------------------------------------------------------------------------- all of them
 
 
-@pytest.mark.parametrize("kind", [Temperature, Vector, FeuScaling])  # what familiarity adds to a temperature is no fit
+# what familiarity adds to a temperature is no fit
+@pytest.mark.parametrize("kind", [kind for kind in every() if kind is not Familiarity])
 @pytest.mark.parametrize("seed", range(4))
 def test_a_fit_is_never_worse_than_no_fit_on_its_own_questions(kind, seed):
     prediction, answer = ragged(220, seed, samples=1 + seed % 2)

@@ -202,7 +202,7 @@ def test_another_score_may_stand_in_for_feu(tmp_path):
     found = scores.scores_of([run], {"methods": ["lora"], "tasks": ["coins"]})
     assert [row["score"] for row in found] == ["confidence", "energy", "largest logit"]
     confidence = np.maximum(seen, 1 - seen)
-    rise = np.maximum(0, (confidence.mean() - confidence) / confidence.std() - 1)
+    rise = np.maximum(0, (confidence.mean() - confidence) / (confidence.std() * np.sqrt(301 / 297)) - 1)
 
     def nll(level):
         z = odds / np.exp(level + rise)

@@ -197,6 +197,12 @@ def test_parts_take_turns_until_every_question_was_held_out():
     assert not torch.equal(held_out(23, 5, 10), parts[0])
 
 
+def test_the_shuffled_control_needs_another_question_in_the_micro_batch(tmp_path):
+    objective = Objective(1.0, 0.01, calibration_target="shuffled")
+    with pytest.raises(UserError, match="set train.per_device_train_batch_size: 2 or more"):
+        run(tmp_path, mixture(), questions(8), objective=objective, per_device_train_batch_size=1)
+
+
 def test_too_few_questions_to_hold_any_out_are_refused(tmp_path):
     objective = Objective(1.0, 0.01, calibration_questions="apart")
     with pytest.raises(UserError, match="4 training questions, too few to hold out one in 5"):

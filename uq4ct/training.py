@@ -106,6 +106,11 @@ class CalibratedTrainer(transformers.Trainer):
                 f"{self.objective.balance_weight} need a router, but the model has none; wrap it with a MixLoraConfig, "
                 "or pass objective=Objective() for a plain adapter"
             )
+        if self.objective.calibration_target == "shuffled" and args.per_device_train_batch_size < 2:
+            raise UserError(
+                "calibration_target 'shuffled' takes the indicator of another question of the micro-batch; set "
+                "train.per_device_train_batch_size: 2 or more"
+            )
         if train_dataset is not None:
             check_examples(train_dataset)
             check_lengths(model, train_dataset)

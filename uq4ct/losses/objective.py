@@ -55,12 +55,12 @@ class Objective:
 
     Not in the paper: ``calibration_target="probability"`` compares FEU with the probability of the right choice in
     place of the indicator, ``"mixture"`` is ``mixture_loss``, and ``"shuffled"`` a control, not for use: the indicator
-    of the question before in the batch, which says nothing of this one (a batch of one has only its own). Questions
-    that the answer loss was trained on are answered better than new ones: ``calibration_questions="apart"`` leaves one
-    in ``held_out_every`` of them out of the answer loss and takes L_cal on these alone, ``"rotating"`` others in each
-    epoch, so that in the long run every question trains both. Only a trainer can know which these are; an update
-    without any has no L_cal, which is rare where its batch is three times ``held_out_every`` or more. The load balance
-    is that of all questions.
+    of the question before in the micro-batch, which says of this one no more than that both are of like length (a batch
+    of one, as the last of an epoch may be, has only its own). Questions that the answer loss was trained on are
+    answered better than new ones: ``calibration_questions="apart"`` leaves one in ``held_out_every`` of them out of the
+    answer loss and takes L_cal on these alone, ``"rotating"`` others in each epoch, so that in the long run every
+    question trains both. Only a trainer can know which these are; an update without any has no L_cal, which is rare
+    where its batch is three times ``held_out_every`` or more. The load balance is that of all questions.
 
     >>> uq4ct = Objective(calibration_weight=1.0, balance_weight=0.01, calibration_schedule="incremental")
     >>> uq4ct.combine(answer=0.5, balance=1.0, calibration=0.2, step=25)                  # 0.5 + 0.01 + 0.5 * 0.2

@@ -32,6 +32,11 @@ class Uq4ct(MixtureMethod):
         target = self.calibration_target
         if target in ("probability", "mixture") and self.feu_reduction == "vector":
             raise ValueError(f"calibration_target '{target}' needs FEU as one number; set feu_reduction mass or top1")
+        if target == "shuffled" and self.calibration_questions != "all":
+            raise ValueError(
+                f"calibration_target 'shuffled' would give questions that are held out the indicator of others that are "
+                f"not; set calibration_questions to all, not {self.calibration_questions}"
+            )
         experts = self.num_experts if isinstance(self.num_experts, tuple) else (self.num_experts,)
         smallest = self.top_k if self.feu_reduction == "mass" else 1
         if target == "mixture" and max(experts) <= smallest:

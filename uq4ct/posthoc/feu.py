@@ -105,7 +105,10 @@ def spread(feu: np.ndarray) -> tuple[float, float]:
 
 
 def feu_of(prediction: Prediction) -> np.ndarray:
-    """Return the FEU of each item, (item,); raise UserError when the method has none."""
+    """Return the FEU of each item, (item,); raise UserError when the method has none, or one that is no number."""
     if prediction.feu is None:
         raise UserError(NO_FEU)
+    if not np.isfinite(prediction.feu).all():
+        first = prediction.ids[int(np.argmin(np.isfinite(prediction.feu)))]
+        raise UserError(f"the FEU of question '{first}' is not a number, so that no answer can be scaled by it")
     return prediction.feu
