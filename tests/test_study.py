@@ -143,7 +143,8 @@ def runs_for_a_target(folder):
 
 
 def test_the_target_is_asked_by_task_and_pooled(tmp_path):
-    rows = target.target_of(runs_for_a_target(tmp_path), TARGET)
+    both = target.target_of(runs_for_a_target(tmp_path), {**TARGET, "beside": ["scaled"]})
+    rows = both["target"]
     found = {(row["task"], row["demand"]): row for row in rows}
     assert set(found) == {(t, d) for t in ("coins", "dice", "all") for d in ("nll", "accuracy", "ECE excess")}
 
@@ -178,6 +179,29 @@ def test_the_target_is_asked_by_task_and_pooled(tmp_path):
     assert len(lines) == 2 + 9
     assert lines[-1].startswith("| all | ECE excess")
     assert lines[-1].endswith("| yes |")
+    own = {(row["task"], row["demand"]): row for row in both["beside"]}
+    assert {row["rival"] for row in both["beside"]} == {"scaled"}
+    for name in ("nll", "ece"):
+        apart = [mean("ours", task, name) - mean("scaled", task, name) for task in TARGET["tasks"]]
+        assert [own[task, name]["difference"] for task in TARGET["tasks"]] == pytest.approx(apart)
+        assert own["all", name]["difference"] == pytest.approx(np.mean(apart))
+    lines = list(target.beside(both, []))
+    assert lines[0] == "| beside | ours minus it | coins | dice | all |"
+    assert lines[2].startswith(f"| `scaled` | NLL | {own['coins', 'nll']['difference']:+.3f} (")
+    assert len(lines) == 4
+
+
+def test_a_demand_is_reached_or_missed_by_the_whole_interval_alone():
+    rows = [
+        {"demand": "nll", "interval": [-0.2, 0.1], "difference": -0.1},
+        {"demand": "nll", "interval": [-0.2, 0.0], "difference": -0.1},
+        {"demand": "accuracy", "interval": [-0.02, 0.1], "difference": 0.05},
+        {"demand": "accuracy", "interval": [-0.01, 0.1], "difference": 0.05},
+        {"demand": "ECE excess", "interval": [-0.1, 0.1], "difference": 0.01},
+        {"demand": "ECE excess", "interval": [0.0, 0.1], "difference": 0.01},
+    ]
+    decided = [target._verdict(row)[1] for row in rows]
+    assert decided == ["not resolved", "yes", "not resolved", "yes", "not resolved", "no"]
 
 
 def test_a_target_of_methods_with_other_seeds_is_no_target(tmp_path):
@@ -187,7 +211,7 @@ def test_a_target_of_methods_with_other_seeds_is_no_target(tmp_path):
 
 
 def test_no_less_excess_is_asked_where_a_rival_has_next_to_none(tmp_path):
-    rows = target.target_of(runs_for_a_target(tmp_path), {**TARGET, "rivals": ["scaled"]})
+    rows = target.target_of(runs_for_a_target(tmp_path), {**TARGET, "rivals": ["scaled"]})["target"]
     assert {row["demand"] for row in rows} == {"nll", "accuracy"}
 
 

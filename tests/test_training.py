@@ -199,7 +199,7 @@ def test_parts_take_turns_until_every_question_was_held_out():
 
 def test_the_shuffled_control_needs_another_question_in_the_micro_batch(tmp_path):
     objective = Objective(1.0, 0.01, calibration_target="shuffled")
-    with pytest.raises(UserError, match="set train.per_device_train_batch_size: 2 or more"):
+    with pytest.raises(UserError, match=r"set train\.per_device_train_batch_size: 2 or more"):
         run(tmp_path, mixture(), questions(8), objective=objective, per_device_train_batch_size=1)
 
 

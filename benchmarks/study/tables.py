@@ -50,7 +50,7 @@ def keep(results: Path, path: Path, campaign: Json | None = None) -> None:
         ],
         "differences": [row for row in found["differences"] if row["metric"] in METRICS],
         **{name: found[name] for name in ("verdicts", "shift_detection", "feu_usefulness", "costs")},
-        "target": target.target_of(finished, campaign["target"]) if "target" in campaign else [],
+        **(target.target_of(finished, campaign["target"]) if "target" in campaign else {}),
         "scores": scores.scores_of(finished, campaign["scores"]) if "scores" in campaign else [],
     }  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,7 @@ def _differences(found: Json, args: Sequence[str]) -> Iterator[str]:
         cells = []
         for metric in METRICS:
             percent = metric in ("accuracy", "ece")
-            cells.append(_signed(by_method[method, metric], 100 if percent else 1, 1 if percent else 3))
+            cells.append(target.signed(by_method[method, metric], 100 if percent else 1, 1 if percent else 3))
         yield f"| `{method}` | `{by_method[method, 'nll']['baseline']}` | {' | '.join(cells)} |"
 
 
@@ -188,7 +188,7 @@ def _variants(found: Json, args: Sequence[str]) -> Iterator[str]:
         cells = [f"{100 * own['accuracy']:.1f}", f"{own['nll']:.3f}", f"{100 * own['ece']:.1f}"]
         for task, name in ((home, f"{method}+temperature"), (shifted, f"{method}+familiarity")):
             difference = apart.get((task, name))
-            cells.append(f"{rows[task, name]['nll']:.3f}" + (f": {_signed(difference, 1, 3)}" if difference else ""))
+            cells.append(f"{rows[task, name]['nll']:.3f}" + (f": {target.signed(difference, 1, 3)}" if difference else ""))
         measured = [_interval(knows["feu_auroc"], knows["interval"]), _interval(hears["auroc"], hears["interval"])]
         yield f"| `{method}` | {' | '.join([*cells[:4], *measured, cells[4]])} |"
 
@@ -202,6 +202,7 @@ KINDS: dict[str, Callable[[Json, Sequence[str]], Iterator[str]]] = {
     "feu": _feu,
     "variants": _variants,
     "target": target.table,
+    "beside": target.beside,
     "scores": scores.table,
 }
 
@@ -216,11 +217,6 @@ def _cell(row: Json, metric: str, scale: float) -> str:
     if value is None:
         return "-"
     return _interval(scale * value, interval and [scale * end for end in interval], 1 if scale == 100 else 3)
-
-
-def _signed(row: Json, scale: float, digits: int) -> str:
-    value, low, high = (f"{scale * each:+.{digits}f}" for each in (row["difference"], *row["interval"]))
-    return f"{value} ({low}, {high})"
 
 
 def _interval(value: float | None, interval: Sequence[float] | None, digits: int = 3) -> str:

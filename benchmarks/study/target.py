@@ -23,37 +23,39 @@ KEEPS = 0.75  # the share of a rival's excess that may be left
 EXCESS = 0.02  # of the best rival, from which on the target asks for less
 
 
-def target_of(finished: Sequence[Scored], asked: Json) -> list[dict[str, Any]]:
-    """Return the rows of the table: one for each task and demand, then those pooled over tasks.
+def target_of(finished: Sequence[Scored], asked: Json) -> dict[str, list[dict[str, Any]]]:
+    """Return the rows of two tables, each by task and then pooled: ``target`` and ``beside``.
 
-    ``asked`` names ``ours``, ``temperature``, ``baseline``, ``rivals`` and ``tasks``, as evaluations are called. A
-    pooled value is the mean over tasks; its tasks' questions are drawn independently of each other. Raises ValueError
-    where the methods have different seeds.
+    ``asked`` names ``ours``, ``temperature``, ``baseline``, ``rivals`` and ``tasks``, as evaluations are called, and
+    the methods ``beside`` which ours is put, demanded or not. A pooled value is the mean over tasks; its tasks'
+    questions are drawn independently of each other. Raises ValueError where the methods have different seeds.
     """
-    wanted = dict.fromkeys([asked["ours"], asked["temperature"], asked["baseline"], *asked["rivals"]])
+    beside = asked.get("beside", ())
+    wanted = dict.fromkeys([asked["ours"], asked["temperature"], asked["baseline"], *asked["rivals"], *beside])
     runs = [run._replace(evaluations=tuple(asked["tasks"])) for run in finished if run.method in wanted]
     seeds = {name: sorted(run.seed for run in runs if run.method == name) for name in wanted}
     if len(set(map(tuple, seeds.values()))) > 1:
         raise ValueError(f"methods have different seeds: {seeds}")
     found = read(sorted(runs, key=lambda run: run.seed))
-    rows: list[dict[str, Any]] = []
-    parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    rows: dict[str, list[dict[str, Any]]] = {"target": [], "beside": []}
+    parts: dict[tuple[str, str, str], list[tuple[np.ndarray, np.ndarray]]] = {}
     for number, task in enumerate(asked["tasks"]):
         drawn = resampled(found[task], Settings(resamples=RESAMPLES, seed=number))
         values = {name: _values(found[task][name], drawn[name]) for name in wanted}
-        for demand, theirs, weight in _demands(asked, values):
+        others = [("beside", demand, theirs, 1.0) for theirs in beside for demand in ("nll", "ece")]
+        for kind, demand, theirs, weight in [*_demands(asked, values), *others]:
             own, other = values[asked["ours"]][demand], values[theirs][demand]
             part = tuple(mine - weight * rival for mine, rival in zip(own, other, strict=True))
-            parts.setdefault(demand, []).append(part)
+            parts.setdefault((kind, demand, theirs if kind == "beside" else ""), []).append(part)
             means = [float(own[0].mean()), float(other[0].mean())]
-            rows.append({"task": task, **_row(demand, *part), "rival": theirs, "values": means})
-    for demand, by_task in parts.items():
+            rows[kind].append({"task": task, **_row(demand, *part), "rival": theirs, "values": means})
+    for (kind, demand, theirs), by_task in parts.items():
         if len(by_task) > 1:
             pooled = (np.mean(part, axis=0) for part in zip(*by_task, strict=True))
-            rivals = {row["rival"] for row in rows if row["demand"] == demand}
-            rival = rivals.pop() if len(rivals) == 1 else "best of each"
-            rows.append({"task": "all", **_row(demand, *pooled), "rival": rival})
-    return [{**row, "ours": asked["ours"]} for row in rows]
+            rivals = {row["rival"] for row in rows[kind] if row["demand"] == demand}
+            rival = theirs or (rivals.pop() if len(rivals) == 1 else "best of each")
+            rows[kind].append({"task": "all", **_row(demand, *pooled), "rival": rival})
+    return {kind: [{**row, "ours": asked["ours"]} for row in one] for kind, one in rows.items()}
 
 
 def _values(runs: Sequence[Answered], drawn: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -63,18 +65,18 @@ def _values(runs: Sequence[Answered], drawn: Mapping[str, np.ndarray]) -> dict[s
     return {**own, "ECE excess": (own["ece"][0] - null, own["ece"][1] - null)}
 
 
-def _demands(asked: Json, values: Mapping[str, Json]) -> Iterator[tuple[str, str, float]]:
-    """Yield a metric, the rival, and how much of the rival's value is subtracted."""
-    yield "nll", asked["temperature"], 1.0
-    yield "accuracy", asked["baseline"], 1.0
+def _demands(asked: Json, values: Mapping[str, Json]) -> Iterator[tuple[str, str, str, float]]:
+    """Yield the table, a metric, the rival, and how much of the rival's value is subtracted."""
+    yield "target", "nll", asked["temperature"], 1.0
+    yield "target", "accuracy", asked["baseline"], 1.0
     excess = {name: float(values[name]["ECE excess"][0].mean()) for name in asked["rivals"]}
     best = min(excess, key=lambda name: excess[name])
     if excess[best] >= EXCESS:
-        yield "ECE excess", best, KEEPS
+        yield "target", "ECE excess", best, KEEPS
 
 
 def _row(demand: str, difference: np.ndarray, drawn: np.ndarray) -> dict[str, Any]:
-    found = over_seeds(difference, drawn, pivotal=demand == "ECE excess")
+    found = over_seeds(difference, drawn, pivotal=demand in ("ECE excess", "ece"))
     return {"demand": demand, "difference": found.mean, "interval": list(found.interval), "seeds": len(difference)}
 
 
@@ -84,20 +86,45 @@ def table(found: Json, args: Sequence[str]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|"
     for row in found["target"]:
         scale, digits = (1, 3) if row["demand"] == "nll" else (100, 1)
-        show = [f"{scale * value:+.{digits}f}" for value in (row["difference"], *row["interval"])]
         mine, theirs = [f" {scale * value:.{digits}f}" for value in row.get("values", ())] or ["", ""]
         asks, reached = _verdict(row)
         yield (
             f"| {row['task']} | {asks} | `{row['ours']}`{mine} | `{row['rival']}`{theirs} | "
-            f"{show[0]} ({show[1]}, {show[2]}) | {reached} |"
+            f"{signed(row, scale, digits)} | {reached} |"
         )
 
 
 def _verdict(row: Json) -> tuple[str, str]:
     low, high = row["interval"]
     if row["demand"] == "ECE excess":
-        asks = "ECE excess over null, points: ours - 0.75 x rival < 0, interval too"
-        return asks, "yes" if high < 0 else "no" if row["difference"] >= 0 else "not resolved"
+        return "ECE excess over null, points: ours - 0.75 x rival < 0", _decided(high < 0, low >= 0)
     if row["demand"] == "nll":
-        return "NLL no higher", "yes" if row["difference"] <= 0 else "no" if low > 0 else "not resolved"
-    return "accuracy, points: at most 1 less", "yes" if low >= -0.01 else "no" if high < -0.01 else "not resolved"
+        return "NLL no higher", _decided(high <= 0, low > 0)
+    return "accuracy, points: at most 1 less", _decided(low >= -0.01, high < -0.01)
+
+
+def _decided(yes: bool, no: bool) -> str:
+    """Say what the whole interval says, if it does."""
+    return "yes" if yes else "no" if no else "not resolved"
+
+
+def beside(found: Json, args: Sequence[str]) -> Iterator[str]:
+    """Return how far ours is from other methods in NLL and ECE, by task and over all; further words choose methods."""
+    rows = {(row["rival"], row["demand"], row["task"]): row for row in found["beside"]}
+    tasks = list(dict.fromkeys(row["task"] for row in found["beside"]))
+    yield f"| beside | ours minus it | {' | '.join(tasks)} |"
+    yield "|---|---|" + "---|" * len(tasks)
+    for rival in args or dict.fromkeys(row["rival"] for row in found["beside"]):
+        for demand, title, scale, digits in (("nll", "NLL", 1, 3), ("ece", "ECE, points", 100, 1)):
+            shown = [signed(rows[rival, demand, task], scale, digits) for task in tasks]
+            yield f"| `{rival}` | {title} | {' | '.join(shown)} |"
+
+
+def signed(row: Json, scale: float, digits: int) -> str:
+    """Return a difference and its interval.
+
+    >>> signed({"difference": 0.011, "interval": [-0.002, 0.02]}, 100, 1)
+    '+1.1 (-0.2, +2.0)'
+    """
+    value, low, high = (f"{scale * each:+.{digits}f}" for each in (row["difference"], *row["interval"]))
+    return f"{value} ({low}, {high})"

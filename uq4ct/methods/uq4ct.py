@@ -34,8 +34,8 @@ class Uq4ct(MixtureMethod):
             raise ValueError(f"calibration_target '{target}' needs FEU as one number; set feu_reduction mass or top1")
         if target == "shuffled" and self.calibration_questions != "all":
             raise ValueError(
-                f"calibration_target 'shuffled' would give questions that are held out the indicator of others that are "
-                f"not; set calibration_questions to all, not {self.calibration_questions}"
+                "calibration_target 'shuffled' would give held-out questions the indicator of others that are not; set "
+                f"calibration_questions to all, not {self.calibration_questions}"
             )
         experts = self.num_experts if isinstance(self.num_experts, tuple) else (self.num_experts,)
         smallest = self.top_k if self.feu_reduction == "mass" else 1
