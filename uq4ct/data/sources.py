@@ -300,7 +300,7 @@ def _check_present(task: Task, split: str, folder: Path | None, parts: Sequence[
     files = ", ".join(missing[:2]) + (f" and {len(missing) - 2} more" if len(missing) > 2 else "")
     if split not in task.splits:
         here = f", and there is no file {files}" if files and task.hub_id else ""
-        near = did_you_mean(split, task.splits)
+        near = did_you_mean(split, list(task.splits))
         raise UserError(f"task '{task.name}' has no split '{split}'{here}.{near} Splits: {', '.join(task.splits)}")
     if task.hub_id is None:
         raise NoData(f"task '{task.name}': {files} is missing from the installation; install the package again")

@@ -33,8 +33,8 @@ class Familiarity(Calibrator):
     level: float = Field(ge=-LIMIT, le=LIMIT)  # a
     feu_mean: float
     feu_sd: float | None = Field(gt=0)  # None: not known, and no FEU is unusual
-    margin: float = Field(1.0, ge=0)  # standard deviations below the mean that are still usual
-    rate: float = Field(1.0, ge=0)  # rise of log T for each further one
+    margin: float = Field(default=1.0, ge=0)  # standard deviations below the mean that are still usual
+    rate: float = Field(default=1.0, gt=0)  # rise of log T for each further one
 
     @classmethod
     def fit(cls, prediction: Prediction, answer: np.ndarray) -> Self:
