@@ -69,9 +69,9 @@ DENSE = (
     "formula."
 )
 NOT_DONE = (
-    "Not done: members or samples of an ensemble on a shared prefix, or of several questions in one batch, which is "
-    "slower from some 512 tokens on; the letters' rows of the vocabulary alone; a fused GPU kernel (Triton) for "
-    "router, bottleneck and gating. Gradient checkpointing makes a whole layer again: PyTorch's selective "
+    "Not done: members or samples of an ensemble on a shared prefix, or of several questions in one batch, which was "
+    "slower; the letters' rows of the vocabulary alone; a fused GPU kernel (Triton) for router, bottleneck and gating. "
+    "Gradient checkpointing makes a whole layer again: PyTorch's selective "
     "checkpointing, asked to keep what router and bottleneck give, took no less time (`docs/log.md`)."
 )
 
