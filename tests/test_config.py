@@ -137,15 +137,16 @@ def test_every_preset_fits_every_method(preset, method):
 
 
 @pytest.mark.parametrize(
-    ("method", "expected"), [("lora", 3e-4), ("uq4ct", 1e-3), ("mixlora+temperature", 1e-3), ("confidence_loss", 1e-3)]
+    ("method", "larger"), [("lora", False), ("uq4ct", True), ("mixlora+temperature", True), ("confidence_loss", True)]
 )
-def test_a_mixture_trains_on_an_encoder_with_larger_steps_unless_told_otherwise(method, expected):
+def test_a_mixture_trains_with_larger_steps_than_a_lora_unless_told_otherwise(method, larger):
     named = Layer.of({"method": {"name": method}}, "--method")
-    assert resolve([*preset_layers("encoder"), named]).train.learning_rate == expected
+    assert resolve([*preset_layers("encoder"), named]).train.learning_rate == (1e-3 if larger else 3e-4)
     assert resolve([*preset_layers("encoder"), named]).train.num_train_epochs == 3
     told = Layer.of({"train": {"learning_rate": 3e-5}}, "run.yaml:3")
     assert resolve([*preset_layers("encoder"), told, named]).train.learning_rate == 3e-5
-    assert resolve([*preset_layers("product"), named]).train.learning_rate == 2e-4
+    assert resolve([*preset_layers("product"), named]).train.learning_rate == (5e-4 if larger else 2e-4)
+    assert resolve([*preset_layers("paper"), named]).train.learning_rate == 2e-4
 
 
 def test_the_recommended_method_is_the_one_that_is_not_named():
@@ -188,7 +189,8 @@ def test_the_commented_configuration_is_the_default_one(method, tmp_path):
     path.write_text(
         template.commented_config(task="tiny", model="tiny", method=method, folder="runs/a"), encoding="utf-8"
     )
-    expected = resolve([Layer.of({"method": {"name": method}, "output": {"folder": "runs/a"}}, "x")])
+    named = Layer.of({"method": {"name": method}, "output": {"folder": "runs/a"}}, "x")
+    expected = resolve([*preset_layers("product"), named])
     assert resolve([read_yaml(path)]) == expected
 
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 
-from uq4ct import methods
+from uq4ct.config import Layer, preset_layers, resolve
 
 
 def commented_config(*, task: str, model: str, method: str, folder: str) -> str:
-    """Return a configuration file with every common option, its default and what it means.
+    """Return a configuration file with every common option, what it is in preset ``product`` and what it means.
 
     Raises UserError for an unknown method.
 
     >>> "name: uq4ct+vector" in commented_config(task="tiny", model="tiny", method="uq4ct+vector", folder="runs/a")
     True
     """
-    kind, _ = methods.parse(method)
+    usual = resolve([*preset_layers("product"), Layer.of({"method": {"name": method}}, "--method")])
     options = [f"  name: {method}" + " " * max(1, 26 - len(method)) + "# uq4ct ls methods"]
-    for name, value in kind().options().items():
+    for name, value in usual.method.options().items():
         line = f"  {name}: {'null' if value is None else json.dumps(value)}"
         comment = METHOD_COMMENTS.get(name, "")
         options.append(f"{line:<34}# {comment}" if comment else line)
@@ -26,6 +26,7 @@ def commented_config(*, task: str, model: str, method: str, folder: str) -> str:
         model=json.dumps(model, ensure_ascii=False),
         folder=json.dumps(folder, ensure_ascii=False),
         method="\n".join(options),
+        learning_rate=usual.train.learning_rate,
     )
 
 
@@ -85,7 +86,7 @@ train:                              # names of transformers.TrainingArguments; a
   num_train_epochs: 2
   per_device_train_batch_size: 16
   gradient_accumulation_steps: 1
-  learning_rate: 2e-4
+  learning_rate: {learning_rate:<18} # that of preset product; mixtures learn with larger steps
   lr_scheduler_type: constant
   weight_decay: 0.01
   save_steps: 100

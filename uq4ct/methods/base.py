@@ -320,7 +320,10 @@ class MixtureMethod(Method):
     """A method on a mixture of LoRA experts (Eqs. 2, 3, 8). Defaults are A.4 of the paper."""
 
     # an expert sees k of N tokens and is small: at a LoRA's learning rate it falls behind (docs/study.md)
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"encoder": {"train": {"learning_rate": 1e-3}}}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "product": {"train": {"learning_rate": 5e-4}},
+        "encoder": {"train": {"learning_rate": 1e-3}},
+    }
 
     num_experts: int | tuple[int, ...] = 8  # one number, or one per layer
     top_k: int = Field(2, ge=1)
