@@ -100,12 +100,14 @@ def test_variants_are_held_against_the_baseline_with_the_same_suffix():
 
     names = ("uq4ct", "uq4ct[top_k=4]")
     found = {
+        "baseline": "uq4ct",
         "results": [
             *(row("home", name + end, 0.5, 1 + place) for place, name in enumerate(names) for end in ("", "+temperature")),
             *(row("away", f"{name}+familiarity", 0.25, 2) for name in names),
             row("home", "lora", 0.5, 1),
         ],
-        "differences": [apart("home", "uq4ct[top_k=4]+temperature", 1), apart("away", "uq4ct[top_k=4]+familiarity", 0)],
+        "differences": [apart("home", "uq4ct+temperature", 2), apart("home", "uq4ct[top_k=4]+temperature", 1),
+                        apart("away", "uq4ct[top_k=4]+familiarity", 0)],
         "feu_usefulness": [
             {"task": "home", "method": name, "feu_auroc": 0.5, "interval": [0.4, 0.6]} for name in names
         ],

@@ -187,7 +187,7 @@ def _variants(found: Json, args: Sequence[str]) -> Iterator[str]:
         own, knows, hears = rows[home, method], right[home, method], unusual[shifted, method]
         cells = [f"{100 * own['accuracy']:.1f}", f"{own['nll']:.3f}", f"{100 * own['ece']:.1f}"]
         for task, name in ((home, f"{method}+temperature"), (shifted, f"{method}+familiarity")):
-            row = apart.get((task, name))
+            row = apart.get((task, name)) if method != found["baseline"] else None
             cells.append(f"{rows[task, name]['nll']:.3f}" + (f": {target.signed(row, 1, 3)}" if row else ""))
         measured = [_interval(knows["feu_auroc"], knows["interval"]), _interval(hears["auroc"], hears["interval"])]
         yield f"| `{method}` | {' | '.join([*cells[:4], *measured, cells[4]])} |"
