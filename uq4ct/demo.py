@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from uq4ct import evaluating, fitting
-from uq4ct.config import RECOMMENDED, Layer, resolve
+from uq4ct.config import RECOMMENDED, Layer, preset_layers, resolve
 from uq4ct.report import build_report, table
 from uq4ct.runs import Run, Say, to_stderr
 
-METHODS = ("zero_shot", "lora", "mixlora", "uq4ct", RECOMMENDED)
+METHODS = ("zero_shot", "lora", "lora+temperature", "mixlora", "uq4ct", RECOMMENDED)
 TASKS = ("tiny", "tiny-near", "tiny-far", "tiny-unanswerable")
-TRAIN = {"save_steps": 50}  # all else as the defaults, which are the paper's
+TRAIN = {"save_steps": 50}  # all else is that of preset product
 
 
 def run(
@@ -32,6 +32,7 @@ def run(
         say(f"\n[{number}/{len(METHODS)}] {method}")
         config = resolve(
             [
+                *preset_layers("product"),
                 Layer.of(
                     {
                         "model": {"name": "tiny"},
@@ -41,7 +42,7 @@ def run(
                         "output": {"folder": str(output / method), "seed": seed},
                     },
                     "demo",
-                )
+                ),
             ]
         )
         fitted = fitting.train(config, resume=(output / method).exists(), store=store, say=say)
