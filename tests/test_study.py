@@ -12,6 +12,7 @@ from compared_runs import scored
 
 from benchmarks.study import __main__ as study
 from benchmarks.study import scores, target
+from benchmarks.study.figures import figures
 from benchmarks.study.tables import _PLACE, KINDS, keep, write_tables
 from uq4ct import campaign, tasks
 from uq4ct.cli import invoke
@@ -26,7 +27,7 @@ def test_every_campaign_names_methods_options_and_tasks_that_exist(name):
     assert len(set(labels)) == len(labels)
     assert all(tasks.wanted(source) for source in [own["data"], *own["eval-data"]])
     assert own["model"] in ("tiny", "minilm")
-    assert set(own) <= {"model", "data", "eval-data", "methods", "seeds", "preset", "set", "baseline", "target", "scores"}
+    assert set(own) <= {"model", "data", "eval-data", "methods", "seeds", "preset", "set", "baseline", "target", "scores", "figure"}
     assert len(own["seeds"].split(",")) >= 5
 
 
@@ -249,3 +250,21 @@ def test_the_tables_of_the_pages_are_those_of_the_kept_results(tmp_path):
             assert kept.is_file(), (page.name, place["campaign"])
             lines = KINDS[place["kind"]](json.loads(kept.read_text(encoding="utf-8")), place["args"].split())
             assert "\n".join(lines) in place[0], (page.name, place[1])
+    for kept in (study.DOCS / "study").glob("*.json"):
+        for name, text in figures(kept.stem, json.loads(kept.read_text(encoding="utf-8"))):
+            assert (study.DOCS / "study" / name).read_text(encoding="utf-8") == text, name
+
+
+def test_a_figure_marks_every_method_and_task_with_its_interval():
+    results = [
+        {**RESULTS["results"][0], "method": method, "task": task, "nll": 1.0 + place}
+        for place, method in enumerate(("lora", "lora+temperature", "uq4ct+familiarity"))
+        for task in ("tiny", "tiny-far")
+    ]
+    titles = {"lora": "LoRA", "lora+temperature": "LoRA, T", "uq4ct+familiarity": "ours & more"}
+    drawn = dict(figures("own", {"results": results, "figure": {"tasks": ["tiny", "tiny-far"], "methods": titles}}))
+    assert list(drawn) == ["own-nll.svg", "own-ece.svg"]
+    for word in ("LoRA, T", "ours &amp; more", "tiny-far", "3.000"):
+        assert f">{word}</text>" in drawn["own-nll.svg"], word
+    assert ">12.5</text>" in drawn["own-ece.svg"]
+    assert not list(figures("own", {"results": results}))

@@ -50,7 +50,7 @@ def main() -> int:
 
 def command(campaign: Mapping[str, Any], folder: Path, data_root: str, workers: int) -> list[str]:
     """Return the call of ``uq4ct compare`` that a campaign stands for."""
-    options = {name: value for name, value in campaign.items() if name not in ("target", "scores")}
+    options = {name: value for name, value in campaign.items() if name not in ("target", "scores", "figure")}
     model = options.pop("model")
     call = [sys.executable, "-m", "uq4ct", "compare", "--model", encoder() if model == "minilm" else model]
     for setting, value in options.pop("set", {}).items():

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.study import scores, target
+from benchmarks.study.figures import figures
 from uq4ct import tasks
 from uq4ct.report.answered import Scored
 
@@ -42,6 +43,7 @@ def keep(results: Path, path: Path, campaign: Json | None = None) -> None:
     kept = {
         "machine": {name: found["machine"][name] for name in ("packages", "device")},
         "baseline": found["baseline"],
+        "figure": campaign.get("figure"),
         "unfinished": unfinished,
         "results": [
             {**{name: row.get(name) for name in own}, "intervals": {m: row["intervals"].get(m) for m in METRICS},
@@ -69,7 +71,7 @@ def _evaluation(row: Json) -> str:
 
 
 def write_tables(docs: Path) -> None:
-    """Fill every place of every page whose campaign has results."""
+    """Fill every place of every page whose campaign has results, and draw the figures."""
     for page in sorted([*docs.glob("*.md"), docs.parent / "README.md"]):
         before = page.read_text(encoding="utf-8")
         if len(_PLACE.findall(before)) != before.count("<!-- end -->"):
@@ -77,6 +79,9 @@ def write_tables(docs: Path) -> None:
         after = _PLACE.sub(lambda place: _filled(place, docs / "study"), before)
         if after != before:
             page.write_text(after, encoding="utf-8")
+    for results in sorted((docs / "study").glob("*.json")):
+        for name, text in figures(results.stem, json.loads(results.read_text(encoding="utf-8"))):
+            (docs / "study" / name).write_text(text, encoding="utf-8")
 
 
 def _filled(place: re.Match[str], folder: Path) -> str:
