@@ -14,7 +14,7 @@ import pytest
 from training_runs import At
 from training_toys import llama, questions
 
-from uq4ct.adapting import ADAPTER, Bench, TrainConfig, load_adapter, train_adapter
+from uq4ct.adapting import ADAPTER, Bench, TrainConfig, load_adapter, train_adapter, training_key
 from uq4ct.losses.objective import Objective
 from uq4ct.scoring import score_all
 from uq4ct.snapshots import save_adapter, snapshot_folder
@@ -37,6 +37,17 @@ def interrupted(step: int, **options):
     """Return a trainer that is sent SIGTERM when so many steps are done."""
     stop = At(step, lambda _: os.kill(os.getpid(), 15))
     return CalibratedTrainer(**{**options, "callbacks": [*options["callbacks"], stop]})
+
+
+def test_a_training_by_another_kind_of_objective_is_another_training(tmp_path):
+    """Even if it has the same fields with the same values: what it computes is in its class."""
+
+    class Other(Objective):
+        pass
+
+    own, other = (training_key(bench(tmp_path, tmp_path), LORA, kind(1.0), {}) for kind in (Objective, Other))
+    assert own == training_key(bench(tmp_path, tmp_path), LORA, Objective(1.0), {})
+    assert own != other != training_key(bench(tmp_path, tmp_path), LORA, Other(0.5), {})
 
 
 @pytest.mark.parametrize("step", [1, 3, 6])
