@@ -285,6 +285,8 @@ def test_methods_that_a_preset_trains_otherwise_are_told():
     assert notes("lora,lora+temperature,uq4ct,mixlora[top_k=3],uq4ct[train.learning_rate=5]") == [
         "train.learning_rate is not the same for all methods: 0.0003 for lora; 0.001 for uq4ct, mixlora"
     ]
+    (note,) = notes("lora,uq4ct[train.num_train_epochs=4]")
+    assert note.endswith("0.0003 for lora; 0.001 for uq4ct")
     assert not notes("lora,lora[train.learning_rate=5]")
     assert not notes("mixlora,uq4ct")
 

@@ -263,6 +263,14 @@ def test_training_on_the_split_that_is_measured_on_is_told():
     assert not data.load("tiny", training=True).notes
 
 
+def test_training_on_what_is_measured_on_for_want_of_a_test_split_is_told(tmp_path):
+    (tmp_path / "arc_easy").mkdir()
+    row = {"id": "1", "question": "Which?", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "A"}
+    (tmp_path / "arc_easy" / "validation.jsonl").write_text(json.dumps(row))
+    found = data.load("arc_easy:validation", root=tmp_path, training=True)
+    assert found.notes[0].startswith("arc_easy: its validation split is trained on")
+
+
 def test_a_split_that_is_named_twice_must_be_the_same():
     assert data.load("tiny:validation", split="validation").split == "validation"
     with pytest.raises(UserError, match="'tiny:validation' names the split validation, and test is asked for"):

@@ -200,7 +200,7 @@ def training_key(bench: Bench, adapter_config: Any, objective: Objective, varian
         "base": bench.base,
         "data": fingerprint(bench.examples),
         "adapter": adapter_config.to_dict(),
-        "objective": {"kind": type(objective).__qualname__, **dataclasses.asdict(objective)},
+        "objective": {"class": str(type(objective)), **dataclasses.asdict(objective)},
         "train": bench.train.substance(),
         "seed": bench.seed,
         "variant": dict(variant),

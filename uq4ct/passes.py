@@ -16,7 +16,7 @@ from uq4ct.types import Prediction
 Example = Mapping[str, Any]
 Progress = Callable[[int, int], None]  # (items done, items in all)
 Sample = TypeVar("Sample")
-TOKENS = 512  # of one batch of samples: on a CPU ten of 128 tokens cost more than their passes (docs/speed.md)
+TOKENS = 512  # of one batch of samples: on a CPU ten of 128 tokens cost as much as their passes or more (docs/speed.md)
 
 
 def score_samples(
@@ -116,7 +116,10 @@ def takes_an_adapter_per_row(model: Any) -> bool:
     if kind_of(base) != "causal" or any(getattr(base.config, name, None) for name in experts):
         return False
     configs = model.peft_config.values()
-    plain = all(type(one) is LoraConfig and not one.use_dora and not one.modules_to_save for one in configs)
+    plain = all(
+        type(one) is LoraConfig and not (one.use_dora or one.modules_to_save or one.trainable_token_indices)
+        for one in configs
+    )
     if not plain or not all(map(_takes_names, _lora_layers(model))):
         return False
     return not any(flattens_tokens(module) for module in base.modules())

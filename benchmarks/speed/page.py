@@ -70,9 +70,9 @@ DENSE = (
 )
 NOT_DONE = (
     "Not done: members or samples of an ensemble on a shared prefix, or of several questions in one batch, which was "
-    "slower; the letters' rows of the vocabulary alone; a fused GPU kernel (Triton) for router, bottleneck and gating. "
-    "Gradient checkpointing makes a whole layer again: PyTorch's selective "
-    "checkpointing, asked to keep what router and bottleneck give, took no less time (`docs/log.md`)."
+    "no faster at width 512; the letters' rows of the vocabulary alone; a fused GPU kernel (Triton) for router, "
+    "bottleneck and gating. Gradient checkpointing makes a whole layer again: PyTorch's selective checkpointing, "
+    "asked to keep what router and bottleneck give, took no less time (`docs/log.md`)."
 )
 
 

@@ -293,12 +293,13 @@ def _refuse_twins(cells: Sequence[Cell], problems: Problems) -> None:
 
 def _trained_differently(methods: Sequence[MethodSpec], configs: Mapping[str, Config]) -> Iterator[str]:
     """Say which training options methods differ in unasked: a preset may know that some need another rate."""
-    given = [configs[spec.label] for spec in methods if "train" not in spec.layer.values]
-    own = {config.method.name: config.train.model_dump(mode="json") for config in given}
+    own = {spec.label: configs[spec.label].train.model_dump(mode="json") for spec in methods}
     for option in next(iter(own.values()), {}):
-        values: dict[str, list[str]] = {}
-        for name, options in own.items():
-            values.setdefault(json.dumps(options[option]), []).append(name)
+        unasked = [spec for spec in methods if option not in spec.layer.values.get("train", {})]
+        values: dict[str, dict[str, None]] = {}
+        for spec in unasked:
+            names = values.setdefault(json.dumps(own[spec.label][option]), {})
+            names[configs[spec.label].method.name] = None
         if len(values) > 1:
             told = "; ".join(f"{value} for {', '.join(names)}" for value, names in values.items())
             yield f"train.{option} is not the same for all methods: {told}"

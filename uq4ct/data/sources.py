@@ -235,11 +235,12 @@ def _load_task(
 ) -> QuestionSet:
     folder = _BUNDLED if task.hub_id is None else None if str(root) == "hub" else Path(root)
     notes: list[str] = []
-    default = "train" if training else _evaluation_split(task, folder, notes)
+    measured_on = _evaluation_split(task, folder, [] if training else notes)
+    default = "train" if training else measured_on
     split = split or default
     parts = task.parts(split)
     _check_present(task, split, folder, parts)
-    if training and split == task.evaluation_splits[0]:
+    if training and split == measured_on:
         notes.append(
             f"{task.name}: its {split} split is trained on, the one that answers are usually measured on; on these "
             "questions no figure of this run says anything of new ones"
@@ -261,6 +262,7 @@ def _load_task(
         skipped=tuple(row for read in reads for row in read.rejected),
         default_split=split == default,
     )
+
 
 def _read_part(
     task: Task, part: Part, folder: Path | None, config: DataConfig, need_answers: bool

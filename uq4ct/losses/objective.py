@@ -96,6 +96,11 @@ class Objective:
             raise ValueError(f"label_smoothing: expected a number below 1, got {self.label_smoothing!r}")
         if self.held_out_every < 2:
             raise ValueError(f"held_out_every: expected 2 or more questions, got {self.held_out_every!r}")
+        if self.calibration_target == "shuffled" and self.calibration_questions != "all":
+            raise ValueError(
+                "calibration_target 'shuffled' would give held-out questions the indicator of others that are not; set "
+                f"calibration_questions to all, not {self.calibration_questions}"
+            )
         one_number = self.calibrated == "feu" and self.feu_reduction != "vector"
         if self.calibration_target in ("probability", "mixture") and not one_number:
             raise ValueError(

@@ -32,11 +32,8 @@ class Uq4ct(MixtureMethod):
         target = self.calibration_target
         if target in ("probability", "mixture") and self.feu_reduction == "vector":
             raise ValueError(f"calibration_target '{target}' needs FEU as one number; set feu_reduction mass or top1")
-        if target == "shuffled" and self.calibration_questions != "all":
-            raise ValueError(
-                "calibration_target 'shuffled' would give held-out questions the indicator of others that are not; set "
-                f"calibration_questions to all, not {self.calibration_questions}"
-            )
+        if target == "shuffled":
+            self.objective()  # knows what this control goes with
         experts = self.num_experts if isinstance(self.num_experts, tuple) else (self.num_experts,)
         smallest = self.top_k if self.feu_reduction == "mass" else 1
         if target == "mixture" and max(experts) <= smallest:
