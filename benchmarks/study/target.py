@@ -42,8 +42,9 @@ def target_of(finished: Sequence[Scored], asked: Json) -> dict[str, list[dict[st
     for number, task in enumerate(asked["tasks"]):
         drawn = resampled(found[task], Settings(resamples=RESAMPLES, seed=number))
         values = {name: _values(found[task][name], drawn[name]) for name in wanted}
+        demanded = [("target", *demand) for demand in _demands(asked, values)]
         others = [("beside", demand, theirs, 1.0) for theirs in beside for demand in ("nll", "ece")]
-        for kind, demand, theirs, weight in [*_demands(asked, values), *others]:
+        for kind, demand, theirs, weight in [*demanded, *others]:
             own, other = values[asked["ours"]][demand], values[theirs][demand]
             part = tuple(mine - weight * rival for mine, rival in zip(own, other, strict=True))
             parts.setdefault((kind, demand, theirs if kind == "beside" else ""), []).append(part)
@@ -65,14 +66,14 @@ def _values(runs: Sequence[Answered], drawn: Mapping[str, np.ndarray]) -> dict[s
     return {**own, "ECE excess": (own["ece"][0] - null, own["ece"][1] - null)}
 
 
-def _demands(asked: Json, values: Mapping[str, Json]) -> Iterator[tuple[str, str, str, float]]:
-    """Yield the table, a metric, the rival, and how much of the rival's value is subtracted."""
-    yield "target", "nll", asked["temperature"], 1.0
-    yield "target", "accuracy", asked["baseline"], 1.0
+def _demands(asked: Json, values: Mapping[str, Json]) -> Iterator[tuple[str, str, float]]:
+    """Yield a metric, the rival, and how much of the rival's value is subtracted."""
+    yield "nll", asked["temperature"], 1.0
+    yield "accuracy", asked["baseline"], 1.0
     excess = {name: float(values[name]["ECE excess"][0].mean()) for name in asked["rivals"]}
     best = min(excess, key=lambda name: excess[name])
     if excess[best] >= EXCESS:
-        yield "target", "ECE excess", best, KEEPS
+        yield "ECE excess", best, KEEPS
 
 
 def _row(demand: str, difference: np.ndarray, drawn: np.ndarray) -> dict[str, Any]:
