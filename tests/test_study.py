@@ -11,9 +11,9 @@ import yaml
 from compared_runs import scored
 
 from benchmarks.study import __main__ as study
-from benchmarks.study import scores, target
+from benchmarks.study import axes, scores, target
 from benchmarks.study.figures import figures
-from benchmarks.study.tables import _PLACE, KINDS, keep, write_tables
+from benchmarks.study.tables import _PLACE, KINDS, keep, table, write_tables
 from uq4ct import campaign, tasks
 from uq4ct.cli import invoke
 
@@ -27,7 +27,8 @@ def test_every_campaign_names_methods_options_and_tasks_that_exist(name):
     assert len(set(labels)) == len(labels)
     assert all(tasks.wanted(source) for source in [own["data"], *own["eval-data"]])
     assert own["model"] in ("tiny", "minilm")
-    assert set(own) <= {"model", "data", "eval-data", "methods", "seeds", "preset", "set", "baseline", "target", "scores", "figure"}
+    asked = {"model", "data", "eval-data", "methods", "seeds", "preset", "set", "baseline"}
+    assert set(own) <= asked | set(study.OURS)
     assert len(own["seeds"].split(",")) >= 5
 
 
@@ -123,6 +124,43 @@ def test_variants_are_held_against_the_baseline_with_the_same_suffix():
         "| `uq4ct[top_k=4]` | 50.0 | 2.000 | 10.0 | 2.000: +1.000 (-0.500, +0.250) | 0.500 (0.400-0.600) | 0.750 | "
         "2.000: +0.000 (-0.500, +0.250) |",
     ]
+
+
+def test_an_axis_sets_campaigns_below_each_other(tmp_path):
+    """Each with its own title, the scaled answers against the baseline's with a temperature, and what was not run left out."""
+
+    def found(title, methods):
+        results = [
+            {"task": task, "method": method, "accuracy": 0.5, "nll": 1.5 if task == "away" else 1.0, "ece": 0.125}
+            for method in methods
+            for task in ("home", "away")
+        ]
+        differences = [
+            {"task": task, "method": method, "metric": "nll", "difference": 0.25, "interval": [0.0, 0.5],
+             "baseline": "lora+temperature" if "+" in method else "lora"}
+            for method in methods if method not in ("lora", "lora+temperature")
+            for task in ("home", "away")
+        ]  # fmt: skip
+        told = [{"shifted": "away", "method": "uq4ct", "score": "feu", "auroc": 0.75, "interval": [0.5, 1.0]}]
+        return {"title": title, "baseline": "lora", "results": results, "differences": differences, "shift_detection": told}
+
+    scaled = ["lora", "lora+temperature", "uq4ct", "uq4ct+temperature", "uq4ct+familiarity"]
+    founds = [found("few questions", scaled), found("many", ["uq4ct"])]
+    assert list(axes.table(founds, ["home", "away", "lora", "uq4ct"]))[2:] == [
+        "| few questions | `lora` | 50.0 | 1.000 | 12.5 | 1.000 | 1.500 | - | - |",
+        "| few questions | `uq4ct` | 50.0 | 1.000 | 12.5 | 1.000: +0.250 (+0.000, +0.500) | "
+        "1.500: +0.250 (+0.000, +0.500) | 1.500: +0.250 (+0.000, +0.500) | 0.750 (0.500-1.000) |",
+        "| many | `uq4ct` | 50.0 | 1.000 | 12.5 | - | - | - | 0.750 (0.500-1.000) |",
+    ]
+    kept = tmp_path / "docs" / "study"
+    kept.mkdir(parents=True)
+    for name, one in zip(("few", "many"), founds, strict=True):
+        (kept / f"{name}.json").write_text(json.dumps(one))
+    page = kept.parent / "page.md"
+    page.write_text("<!-- few,unknown,many: axis home away uq4ct -->\n<!-- end -->\n")
+    (tmp_path / "README.md").touch()
+    write_tables(kept.parent)
+    assert page.read_text().count("| `uq4ct` | 50.0") == 2
 
 
 TARGET = {
@@ -246,9 +284,8 @@ def test_the_tables_of_the_pages_are_those_of_the_kept_results(tmp_path):
     for page in (*study.DOCS.glob("*.md"), study.DOCS.parent / "README.md"):
         text = page.read_text(encoding="utf-8")
         for place in _PLACE.finditer(text):
-            kept = study.DOCS / "study" / f"{place['campaign']}.json"
-            assert kept.is_file(), (page.name, place["campaign"])
-            lines = KINDS[place["kind"]](json.loads(kept.read_text(encoding="utf-8")), place["args"].split())
+            lines = table(place, study.DOCS / "study")
+            assert lines is not None, (page.name, place["campaigns"])
             assert "\n".join(lines) in place[0], (page.name, place[1])
     for kept in (study.DOCS / "study").glob("*.json"):
         for name, text in figures(kept.stem, json.loads(kept.read_text(encoding="utf-8"))):

@@ -1,7 +1,7 @@
 """What the pages say of a campaign: its results without the parts that no table needs, and the tables themselves.
 
 A page holds ``<!-- bundled: results tiny -->`` and ``<!-- end -->``; what stands between is written from
-``docs/study/bundled.json``.
+``docs/study/bundled.json``. A table across campaigns names them all, with commas.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study import scores, target
+from benchmarks.study import axes, scores, target
 from benchmarks.study.figures import figures
 from uq4ct import tasks
 from uq4ct.report.answered import Scored
@@ -22,7 +22,7 @@ from uq4ct.report.answered import Scored
 Json = Mapping[str, Any]
 METRICS = ("accuracy", "nll", "brier", "ece", "auroc")
 _PLACE = re.compile(
-    r"(<!-- (?P<campaign>[\w-]+): (?P<kind>\w+)(?P<args>[^>]*?) -->\n)(?:(?!<!-- ).)*(<!-- end -->)", re.DOTALL
+    r"(<!-- (?P<campaigns>[\w,-]+): (?P<kind>\w+)(?P<args>[^>]*?) -->\n)(?:(?!<!-- ).)*(<!-- end -->)", re.DOTALL
 )
 
 
@@ -43,6 +43,7 @@ def keep(results: Path, path: Path, campaign: Json | None = None) -> None:
     kept = {
         "machine": {name: found["machine"][name] for name in ("packages", "device")},
         "baseline": found["baseline"],
+        "title": campaign.get("title"),
         "figure": campaign.get("figure"),
         "unfinished": unfinished,
         "results": [
@@ -85,11 +86,18 @@ def write_tables(docs: Path) -> None:
 
 
 def _filled(place: re.Match[str], folder: Path) -> str:
-    path = folder / f"{place['campaign']}.json"
-    if not path.is_file():
-        return place[0]
-    lines = KINDS[place["kind"]](json.loads(path.read_text(encoding="utf-8")), place["args"].split())
-    return place[1] + "\n" + "\n".join(lines) + "\n\n" + place[5]
+    lines = table(place, folder)
+    return place[0] if lines is None else place[1] + "\n" + "\n".join(lines) + "\n\n" + place[5]
+
+
+def table(place: re.Match[str], folder: Path) -> list[str] | None:
+    """Return the lines that belong into a place, of what is kept of its campaigns; None where nothing is kept."""
+    paths = [path for name in place["campaigns"].split(",") if (path := folder / f"{name}.json").is_file()]
+    if not paths:
+        return None
+    founds = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    kind, args = place["kind"], place["args"].split()
+    return list(ACROSS[kind](founds, args) if kind in ACROSS else KINDS[kind](*founds, args))
 
 
 def _results(found: Json, args: Sequence[str]) -> Iterator[str]:
@@ -210,6 +218,9 @@ KINDS: dict[str, Callable[[Json, Sequence[str]], Iterator[str]]] = {
     "beside": target.beside,
     "scores": scores.table,
 }
+
+
+ACROSS: dict[str, Callable[[Sequence[Json], Sequence[str]], Iterator[str]]] = {"axis": axes.table}
 
 
 def _spread(values: Sequence[float], scale: float) -> str:

@@ -1,0 +1,46 @@
+"""One axis at a time: what several campaigns that differ in their training alone say of the same methods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from benchmarks.study.target import signed
+
+Json = Mapping[str, Any]
+
+
+def table(founds: Sequence[Json], args: Sequence[str]) -> Iterator[str]:
+    """Return the methods named of every campaign, raw and scaled, at home and under a shift: two tasks, then methods.
+
+    Behind a colon: the paired difference from the baseline with a temperature.
+    """
+    home, shifted, *methods = args
+    yield (
+        "| training | method | accuracy % | NLL | ECE % | NLL with a temperature | "
+        f"`{shifted}`: NLL with a temperature | with `+familiarity` | AUROC of FEU |"
+    )
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for found in founds:
+        rows = {(row["task"], row["method"]): row for row in found["results"]}
+        apart = {(row["task"], row["method"]): row for row in found["differences"] if row["metric"] == "nll"}
+        knows = {(row["shifted"], row["method"]): row for row in found["shift_detection"] if row["score"] == "feu"}
+        for method in methods:
+            if (home, method) not in rows:
+                continue
+            own = rows[home, method]
+            cells = [f"{100 * own['accuracy']:.1f}", f"{own['nll']:.3f}", f"{100 * own['ece']:.1f}"]
+            for task, suffix in ((home, "temperature"), (shifted, "temperature"), (shifted, "familiarity")):
+                cells.append(_beside(rows, apart, (task, f"{method}+{suffix}"), f"{found['baseline']}+temperature"))
+            told = knows.get((shifted, method))
+            cells.append("-" if told is None else "{:.3f} ({:.3f}-{:.3f})".format(told["auroc"], *told["interval"]))
+            yield f"| {found['title']} | `{method}` | {' | '.join(cells)} |"
+
+
+def _beside(rows: Json, apart: Json, key: tuple[str, str], baseline: str) -> str:
+    """Return an NLL and how far it is from the baseline's; nothing is said of a method that was not run."""
+    if key not in rows:
+        return "-"
+    shown = f"{rows[key]['nll']:.3f}"
+    row = apart.get(key)
+    return f"{shown}: {signed(row, 1, 3)}" if row and row["baseline"] == baseline else shown
