@@ -1,4 +1,4 @@
-"""Run a campaign of the study, or write its tables: ``python -m benchmarks.study plan|run|tables NAME ...``."""
+"""Run a campaign of the study, or write its tables: ``python -m benchmarks.study run|tables NAME ...``, and more."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def main() -> int:
     """Do what the command line asks for."""
     campaigns = yaml.safe_load(CAMPAIGNS.read_text(encoding="utf-8"))
     parser = argparse.ArgumentParser("python -m benchmarks.study", description=__doc__)
-    parser.add_argument("what", choices=["plan", "run", "tables"])
+    parser.add_argument("what", choices=["plan", "run", "features", "tables"])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: all of {', '.join(campaigns)}")
     parser.add_argument("--output", type=Path, default=Path("runs/study"), help="where the campaigns' folders are")
     parser.add_argument("--data-root", default="hub", help="the hub, or a folder <task>/<split>.jsonl")
@@ -39,6 +39,9 @@ def main() -> int:
             if (folder / "results.json").is_file():
                 keep(folder / "results.json", DOCS / "study" / f"{name}.json", campaigns[name])
             continue
+        if asked.what == "features":
+            write_features(folder, campaigns[name].get("scores", {}))
+            continue
         call = command(campaigns[name], folder, asked.data_root, asked.workers)
         print(" ".join(call), file=sys.stderr)
         ended = subprocess.run([*call, *(["--dry-run"] if asked.what == "plan" else [])], env=one_thread())
@@ -47,6 +50,18 @@ def main() -> int:
     if asked.what == "tables":
         write_tables(DOCS)
     return 0
+
+
+def write_features(folder: Path, asked: Mapping[str, Any]) -> None:
+    """Read the features of the finished cells whose scores are compared; the tables take them from there."""
+    from benchmarks.study.features import write_nearness
+
+    found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    for cell in found["cells"]:
+        if cell["method"] in asked.get("methods", ()) and cell["status"] == "complete":
+            print(f"features of {cell['method']}, seed {cell['seed']}", file=sys.stderr)
+            own = folder / "cells" / Path(cell["folder"]).name
+            write_nearness(own, asked["tasks"], with_features=cell["method"] in asked.get("features", ()))
 
 
 def command(campaign: Mapping[str, Any], folder: Path, data_root: str, workers: int) -> list[str]:

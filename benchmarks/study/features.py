@@ -1,0 +1,126 @@
+"""How far questions lie from those of the training, in the features of a fitted encoder: a rival of FEU for any model.
+
+Two distances that need nothing but the forward pass of the answer, and what is stored of the training's questions:
+Mahalanobis' to one Gaussian (Lee et al. 2018, without classes) and that to the tenth nearest (Sun et al. 2022). Beside
+them what needs no model at all: how short a question is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.spatial.distance import cdist
+
+from uq4ct import data
+from uq4ct.answering import UQModel
+from uq4ct.encoders import kind_of, tokens_of
+from uq4ct.errors import UserError
+from uq4ct.forward import base_of
+from uq4ct.runs import Run
+from uq4ct.scoring import in_batches, score
+from uq4ct.types import Question
+
+NEAREST = 10  # the neighbour whose distance counts
+BATCH = 8
+Rows = list[np.ndarray]  # of each question, (choice, feature)
+
+
+def place_of(folder: Path) -> Path:
+    """Return where the distances of a campaign's cell are kept: beside its folder, which is closed."""
+    return folder.parents[1] / "features" / f"{folder.name}.json"
+
+
+def write_nearness(folder: Path, tasks: Sequence[str], with_features: bool) -> None:
+    """Write how near the calibration questions of a run and those of some tasks are: kind -> part -> id -> nearness.
+
+    A file that is there is kept. Raises UserError where features are asked of other than an encoder's head on pairs.
+    """
+    path = place_of(folder)
+    if path.is_file():
+        return
+    run = Run.open(folder)
+    model, config = UQModel.load(run), run.config.data
+    training = data.load(str(config.source), root=config.root, config=config, training=True)
+    fit, calibration = data.calibration_split(training, config=config, seed=model.config.output.seed)
+    parts = {"calibration": list(calibration)}
+    for task in tasks:
+        name, _, split = task.partition(".")
+        parts[task] = list(data.load(name, split=split or None, root=config.root, config=config).questions)
+    found: dict[str, dict[str, dict[str, float]]] = {"length": {}}
+    for part, questions in parts.items():
+        found["length"][part] = {q.id: -log for q, log in zip(questions, log_lengths(model, questions), strict=True)}
+    if with_features:
+        if kind_of(base_of(model.model)) != "multiple_choice":
+            raise UserError(f"{folder}: features are what an encoder's head on pairs of question and choice reads")
+        near = nearness(features(model, fit))
+        found |= {kind: {} for kind in near}
+        for part, questions in parts.items():
+            seen = features(model, questions)
+            for kind, measure in near.items():
+                found[kind][part] = {q.id: measure(rows) for q, rows in zip(questions, seen, strict=True)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found), encoding="utf-8")
+
+
+def log_lengths(model: UQModel, questions: Sequence[Question]) -> list[float]:
+    """Return the logarithm of the tokens that the model sees of each question, mean over the texts that it sees."""
+    examples = model.encoder.encode_all(questions)
+    return [float(np.log(tokens_of(example) / len(example.get("option_ids", [[]])))) for example in examples]
+
+
+def features(model: UQModel, questions: Sequence[Question]) -> Rows:
+    """Return what the head reads of every question and choice: what the encoder makes of the pair."""
+    caught: list[torch.Tensor] = []
+    head = base_of(model.model).get_submodule("classifier")
+    handle = head.register_forward_pre_hook(lambda _, args: caught.append(args[0].detach().flatten(0, -2)))
+
+    def work(batch: Mapping[str, torch.Tensor]) -> list[np.ndarray]:
+        caught.clear()
+        with torch.inference_mode():
+            item = score(model.model, batch).item
+        rows = caught[0].double().cpu().numpy()
+        if item is None or len(item) != len(rows):
+            raise ValueError("the head did not read one row for each choice")
+        return [rows[(item == number).cpu().numpy()] for number in range(int(item.max()) + 1)]
+
+    try:
+        return in_batches(model.model, model.encoder.encode_all(questions), model.encoder.pad_token_id, BATCH, work)
+    finally:
+        handle.remove()
+
+
+def nearness(known: Iterable[np.ndarray]) -> Mapping[str, Callable[[np.ndarray], float]]:
+    """Return the two measures of a question's rows, means over its choices, large where it is like the known ones.
+
+    >>> generator = np.random.default_rng(0)
+    >>> near = nearness([generator.normal(size=(4, 3)) for _ in range(100)])
+    >>> usual, odd = np.array([[0.5, 0.0, -0.5]]), np.array([[0.0, -9.0, 0.0]])
+    >>> [round(measure(usual) - measure(odd)) for measure in near.values()]
+    [8, 1]
+    """
+    from sklearn.covariance import LedoitWolf
+
+    rows = np.concatenate(list(known))
+    gaussian, unit = LedoitWolf().fit(rows), _unit(rows)
+
+    def mahalanobis(own: np.ndarray) -> float:
+        return -float(np.sqrt(gaussian.mahalanobis(own)).mean())
+
+    def nearest(own: np.ndarray) -> float:
+        return -float(np.sort(cdist(_unit(own), unit), axis=1)[:, NEAREST - 1].mean())
+
+    return {"mahalanobis": mahalanobis, "nearest": nearest}
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def read(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return what ``write_distances`` wrote, or nothing where it did not."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
