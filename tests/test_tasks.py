@@ -41,7 +41,9 @@ def test_the_folder_is_the_registry():
         "tiny",
         "tiny-far",
         "tiny-near",
+        "tiny-relation",
         "tiny-unanswerable",
+        "tiny-wording",
     )
     rows = tasks.list_tasks()
     assert json.loads(json.dumps(rows)) == rows
@@ -206,7 +208,7 @@ def test_free_form_data_sets_are_refused_by_name(tmp_path, name, row):
 def test_the_bundled_benchmark_reads_with_its_known_probabilities():
     test = data.load("tiny")
     assert (len(test), test.split) == (2000, "test")
-    for name in ("tiny-near", "tiny-far", "tiny-unanswerable"):
+    for name in ("tiny-near", "tiny-relation", "tiny-wording", "tiny-far", "tiny-unanswerable"):
         assert len(data.load(name, root="elsewhere")) == 1000
     assert all(len(q.true_probabilities or ()) == len(q.choices) and q.stratum for q in test.questions)
     train = data.load("tiny", training=True)

@@ -84,9 +84,26 @@ def test_no_entity_of_training_is_ever_tested(world, files):
     for name, part in parts.items():
         assert part.isdisjoint(practised), name
         assert all(part.isdisjoint(other) for others, other in parts.items() if others != name), name
-    for shifted in ("near", "unanswerable"):
+    for shifted in ("near", "relation", "unanswerable"):
         assert entities(files[shifted]).isdisjoint(practised | parts["train"])
         assert all(facts(files[shifted]).isdisjoint(facts(files[name])) for name in parts)
+
+
+def test_the_near_shift_is_taken_apart(files):
+    """Its relation in the training's phrasings, and its phrasings with the test's relations."""
+
+    def relations(name):
+        return {row["id"].split("-")[2] for row in files[name]}
+
+    def openings(name):
+        return {row["question"].split()[0] for row in files[name]}
+
+    assert relations("relation") == relations("near")
+    assert relations("wording") == relations("test")
+    assert relations("near").isdisjoint(relations("train"))
+    assert openings("wording") == openings("near") == {"A", "Of"}
+    assert openings("relation") <= {"The", "What", "Where", "Which"}
+    assert entities(files["wording"]) <= entities(files["test"])
 
 
 def test_pretraining_asks_about_practised_entities_and_practised_relations_only(world):

@@ -1,4 +1,4 @@
-"""The bundled benchmark: sparse training questions, a test and three shifted tests, with known probabilities."""
+"""The bundled benchmark: sparse training questions, a test and five shifted tests, with known probabilities."""
 
 from uq4ct.tasks.base import Part, Task
 from uq4ct.tasks.own import OWN
@@ -18,5 +18,7 @@ TINY = _bundled(
     test="test",
 )
 NEAR = _bundled("tiny-near", "bundled world, shifted: new phrasings and a new relation", test="near")
+RELATION = _bundled("tiny-relation", "bundled world, shifted: a new relation, known phrasings", test="relation")
+WORDING = _bundled("tiny-wording", "bundled world, shifted: new phrasings, known relations", test="wording")
 FAR = _bundled("tiny-far", "bundled world, shifted: another kind of entity", test="far")
 UNANSWERABLE = _bundled("tiny-unanswerable", "bundled world: facts that were never stated", test="unanswerable")

@@ -53,10 +53,12 @@ one fact, so cluster errors by it.
 |---|---|---|{strata_rule}|---|---|---|
 {rows}
 
-Test: same relations and phrasings as train, other entities. Near: a relation and phrasings that no question used before.
-Far: another kind of entity. Unanswerable: facts of the never stratum. An entity serves one purpose: those asked about in
-pre-training appear in no file, and train, calibration, validation, test and far share none. (Near and unanswerable ask
-other facts about entities of calibration, validation and test.) Distance to the truth is the mean absolute difference
+Test: same relations and phrasings as train, other entities. Near: a relation and phrasings that no question used before;
+its phrasings are longer than any of the training's, so that counting tokens tells it. Relation and wording take it apart:
+the relation in the training's phrasings, and the phrasings with the training's relations. Far: another kind of entity.
+Unanswerable: facts of the never stratum. An entity serves one purpose: those asked about in pre-training appear in no
+file, and train, calibration, validation, test and far share none. (Near, relation and unanswerable ask other facts about
+entities of calibration, validation and test, wording those of test.) Distance to the truth is the mean absolute difference
 between the confidence and the true probability of the chosen answer.
 
 ## Model

@@ -29,7 +29,7 @@ TINY = Preset(
         practised=40, train=18, calibration=8, validation=10, test=28, far=40,
         questions=(
             ("train", 600), ("calibration", 300), ("validation", 500), ("test", 2000),
-            ("near", 1000), ("far", 1000), ("unanswerable", 1000),
+            ("near", 1000), ("far", 1000), ("unanswerable", 1000), ("relation", 1000), ("wording", 1000),
         ),
     ),
     vocabulary=2048, hidden=128, layers=4, heads=4, feed_forward=344,
@@ -42,7 +42,7 @@ WIDE = Preset(
         practised=240, train=100, calibration=40, validation=60, test=160, far=300,
         questions=(
             ("train", 3000), ("calibration", 1500), ("validation", 2500), ("test", 10000),
-            ("near", 5000), ("far", 5000), ("unanswerable", 5000),
+            ("near", 5000), ("far", 5000), ("unanswerable", 5000), ("relation", 5000), ("wording", 5000),
         ),
     ),
     vocabulary=4096, hidden=320, layers=8, heads=8, feed_forward=864,

@@ -40,6 +40,8 @@ def make_splits(world: World) -> dict[str, list[Row]]:
         "near": (world.near(*held_out), NEAR_STEMS),
         "far": (world.asked("far"), STEMS),
         "unanswerable": (world.asked(*held_out), STEMS),
+        "relation": (world.near(*held_out), STEMS),
+        "wording": (world.asked("test"), NEAR_STEMS),
     }
     splits = {}
     for name, count in world.size.questions:
