@@ -13,7 +13,7 @@ from compared_runs import scored
 from benchmarks.study import __main__ as study
 from benchmarks.study import axes, scores, target
 from benchmarks.study.figures import figures
-from benchmarks.study.tables import _PLACE, KINDS, keep, table, write_tables
+from benchmarks.study.tables import _PLACE, KINDS, figures_across, keep, table, write_tables
 from uq4ct import campaign, tasks
 from uq4ct.cli import invoke
 
@@ -141,7 +141,10 @@ def test_an_axis_sets_campaigns_below_each_other(tmp_path):
             for method in methods if method not in ("lora", "lora+temperature")
             for task in ("home", "away")
         ]  # fmt: skip
-        told = [{"shifted": "away", "method": "uq4ct", "score": "feu", "auroc": 0.75, "interval": [0.5, 1.0]}]
+        told = [
+            {"shifted": "away", "method": "uq4ct", "score": "feu", "auroc": 0.75, "interval": [0.5, 1.0]},
+            {"shifted": "away", "method": "lora", "score": "feu", "auroc": None, "interval": None, "reason": "no FEU"},
+        ]
         return {"title": title, "baseline": "lora", "results": results, "differences": differences, "shift_detection": told}
 
     scaled = ["lora", "lora+temperature", "uq4ct", "uq4ct+temperature", "uq4ct+familiarity"]
@@ -161,6 +164,10 @@ def test_an_axis_sets_campaigns_below_each_other(tmp_path):
     (tmp_path / "README.md").touch()
     write_tables(kept.parent)
     assert page.read_text().count("| `uq4ct` | 50.0") == 2
+    drawn = (kept / "few-axis.svg").read_text()
+    for word in ("few questions: uq4ct+temperature", "few questions: uq4ct+familiarity", "away: NLL beside lora+temperature"):
+        assert f">{word}</text>" in drawn, word
+    assert "many" not in drawn  # nothing was scaled there
 
 
 TARGET = {
@@ -287,6 +294,8 @@ def test_the_tables_of_the_pages_are_those_of_the_kept_results(tmp_path):
             lines = table(place, study.DOCS / "study")
             assert lines is not None, (page.name, place["campaigns"])
             assert "\n".join(lines) in place[0], (page.name, place[1])
+        for name, drawn in figures_across(text, study.DOCS / "study"):
+            assert (study.DOCS / "study" / name).read_text(encoding="utf-8") == drawn, name
     for kept in (study.DOCS / "study").glob("*.json"):
         for name, text in figures(kept.stem, json.loads(kept.read_text(encoding="utf-8"))):
             assert (study.DOCS / "study" / name).read_text(encoding="utf-8") == text, name

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.study.target import signed
+from uq4ct.report.drawing import svg_file
+from uq4ct.report.figures.rows import Spot, Track, chart
 
 Json = Mapping[str, Any]
+_OPTIONS = re.compile(r"\[.*?\]")
 
 
 def table(founds: Sequence[Json], args: Sequence[str]) -> Iterator[str]:
@@ -24,7 +28,8 @@ def table(founds: Sequence[Json], args: Sequence[str]) -> Iterator[str]:
     for found in founds:
         rows = {(row["task"], row["method"]): row for row in found["results"]}
         apart = {(row["task"], row["method"]): row for row in found["differences"] if row["metric"] == "nll"}
-        knows = {(row["shifted"], row["method"]): row for row in found["shift_detection"] if row["score"] == "feu"}
+        by_feu = [row for row in found["shift_detection"] if row["score"] == "feu" and row["interval"]]
+        knows = {(row["shifted"], row["method"]): row for row in by_feu}
         for method in methods:
             if (home, method) not in rows:
                 continue
@@ -44,3 +49,31 @@ def _beside(rows: Json, apart: Json, key: tuple[str, str], baseline: str) -> str
     shown = f"{rows[key]['nll']:.3f}"
     row = apart.get(key)
     return f"{shown}: {signed(row, 1, 3)}" if row and row["baseline"] == baseline else shown
+
+
+def figure(founds: Sequence[Json], args: Sequence[str]) -> str:
+    """Return an SVG file of how far the scaled answers of every campaign's methods are from the baseline's in NLL."""
+    home, shifted, *methods = args
+    labels: list[str] = []
+    spots: dict[str, list[list[Spot]]] = {home: [], shifted: []}
+    for found in founds:
+        apart = {(row["task"], row["method"]): row for row in found["differences"] if row["metric"] == "nll"}
+        for scaled in (f"{method}+{suffix}" for method in methods for suffix in ("temperature", "familiarity")):
+            if (home, scaled) not in apart or scaled == f"{found['baseline']}+temperature":
+                continue
+            labels.append(f"{found['title']}: {_OPTIONS.sub('', scaled)}")
+            for task, own in spots.items():
+                own.append([_spot(apart[task, scaled], scaled)])
+    tracks = [
+        Track(f"{task}: NLL beside {found['baseline']}+temperature", own, zero=0.0, better="lower", width=230.0)
+        for task, own in spots.items()
+    ]
+    return svg_file(chart(labels, tracks, KEY), "NLL of scaled answers beside the baseline's, by training")
+
+
+KEY = ((Spot(0), "one temperature"), (Spot(0, shape="diamond", colour="right"), "familiarity"))
+
+
+def _spot(row: Json, scaled: str) -> Spot:
+    look: dict[str, Any] = {"shape": "diamond", "colour": "right"} if scaled.endswith("+familiarity") else {}
+    return Spot(row["difference"], *row["interval"], **look)

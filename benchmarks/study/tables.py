@@ -80,6 +80,8 @@ def write_tables(docs: Path) -> None:
         after = _PLACE.sub(lambda place: _filled(place, docs / "study"), before)
         if after != before:
             page.write_text(after, encoding="utf-8")
+        for name, text in figures_across(after, docs / "study"):
+            (docs / "study" / name).write_text(text, encoding="utf-8")
     for results in sorted((docs / "study").glob("*.json")):
         for name, text in figures(results.stem, json.loads(results.read_text(encoding="utf-8"))):
             (docs / "study" / name).write_text(text, encoding="utf-8")
@@ -92,12 +94,23 @@ def _filled(place: re.Match[str], folder: Path) -> str:
 
 def table(place: re.Match[str], folder: Path) -> list[str] | None:
     """Return the lines that belong into a place, of what is kept of its campaigns; None where nothing is kept."""
-    paths = [path for name in place["campaigns"].split(",") if (path := folder / f"{name}.json").is_file()]
-    if not paths:
+    founds = _founds(place, folder)
+    if not founds:
         return None
-    founds = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     kind, args = place["kind"], place["args"].split()
     return list(ACROSS[kind](founds, args) if kind in ACROSS else KINDS[kind](*founds, args))
+
+
+def figures_across(page: str, folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield name and text of the SVG file that goes with every table across campaigns, called after the first one."""
+    for place in _PLACE.finditer(page):
+        if place["kind"] in ACROSS and (founds := _founds(place, folder)):
+            yield f"{place['campaigns'].split(',')[0]}-axis.svg", axes.figure(founds, place["args"].split())
+
+
+def _founds(place: re.Match[str], folder: Path) -> list[Json]:
+    paths = [path for name in place["campaigns"].split(",") if (path := folder / f"{name}.json").is_file()]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
 def _results(found: Json, args: Sequence[str]) -> Iterator[str]:
