@@ -165,7 +165,8 @@ def test_an_axis_sets_campaigns_below_each_other(tmp_path):
     write_tables(kept.parent)
     assert page.read_text().count("| `uq4ct` | 50.0") == 2
     drawn = (kept / "few-axis.svg").read_text()
-    for word in ("few questions: uq4ct+temperature", "few questions: uq4ct+familiarity", "away: NLL beside lora+temperature"):
+    assert drawn.count(">few questions: uq4ct</text>") == 2
+    for word in ("one temperature", "familiarity", "away: NLL beside lora+temperature"):
         assert f">{word}</text>" in drawn, word
     assert "many" not in drawn  # nothing was scaled there
 

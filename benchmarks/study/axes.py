@@ -61,7 +61,7 @@ def figure(founds: Sequence[Json], args: Sequence[str]) -> str:
         for scaled in (f"{method}+{suffix}" for method in methods for suffix in ("temperature", "familiarity")):
             if (home, scaled) not in apart or scaled == f"{found['baseline']}+temperature":
                 continue
-            labels.append(f"{found['title']}: {_OPTIONS.sub('', scaled)}")
+            labels.append(f"{found['title']}: {_OPTIONS.sub('', scaled.partition('+')[0])}")
             for task, own in spots.items():
                 own.append([_spot(apart[task, scaled], scaled)])
     tracks = [
