@@ -11,7 +11,7 @@ import yaml
 from compared_runs import scored
 
 from benchmarks.study import __main__ as study
-from benchmarks.study import axes, scores, target
+from benchmarks.study import axes, features, scores, target
 from benchmarks.study.figures import figures
 from benchmarks.study.tables import _PLACE, KINDS, figures_across, keep, table, write_tables
 from uq4ct import campaign, tasks
@@ -30,6 +30,10 @@ def test_every_campaign_names_methods_options_and_tasks_that_exist(name):
     asked = {"model", "data", "eval-data", "methods", "seeds", "preset", "set", "baseline"}
     assert set(own) <= asked | set(study.OURS)
     assert len(own["seeds"].split(",")) >= 5
+    if asked := own.get("scores"):
+        evaluated = {source.replace(":", ".") for source in own["eval-data"]}
+        assert {*asked["methods"], asked["ours"][0], *asked.get("features", ())} <= set(labels)
+        assert {*asked["tasks"], *asked["shifted"], *asked["shifted"].values()} <= evaluated
 
 
 def test_a_campaign_is_planned_by_the_command_line_itself(tmp_path, capsys):
@@ -136,7 +140,8 @@ def test_an_axis_sets_campaigns_below_each_other(tmp_path):
             for task in ("home", "away")
         ]
         differences = [
-            {"task": task, "method": method, "metric": "nll", "difference": 0.25, "interval": [0.0, 0.5],
+            {"task": task, "method": method, "metric": "nll", "interval": [0.0, 0.5],
+             "difference": 0.25 if task == "home" else 0.125 if method.endswith("temperature") else 0.375,
              "baseline": "lora+temperature" if "+" in method else "lora"}
             for method in methods if method not in ("lora", "lora+temperature")
             for task in ("home", "away")
@@ -152,7 +157,7 @@ def test_an_axis_sets_campaigns_below_each_other(tmp_path):
     assert list(axes.table(founds, ["home", "away", "lora", "uq4ct"]))[2:] == [
         "| few questions | `lora` | 50.0 | 1.000 | 12.5 | 1.000 | 1.500 | - | - |",
         "| few questions | `uq4ct` | 50.0 | 1.000 | 12.5 | 1.000: +0.250 (+0.000, +0.500) | "
-        "1.500: +0.250 (+0.000, +0.500) | 1.500: +0.250 (+0.000, +0.500) | 0.750 (0.500-1.000) |",
+        "1.500: +0.125 (+0.000, +0.500) | 1.500: +0.375 (+0.000, +0.500) | 0.750 (0.500-1.000) |",
         "| many | `uq4ct` | 50.0 | 1.000 | 12.5 | - | - | - | 0.750 (0.500-1.000) |",
     ]
     kept = tmp_path / "docs" / "study"
@@ -273,7 +278,7 @@ def test_another_score_may_stand_in_for_feu(tmp_path):
     run = scored(tmp_path / "cells", "lora", 1, seen, answer)
     shutil.copy(run.folder / "evaluations" / "coins" / "predictions.jsonl", run.folder / "calibration.jsonl")
     found = scores.scores_of([run], {"methods": ["lora"], "tasks": ["coins"]})
-    assert [row["score"] for row in found] == ["confidence", "energy", "largest logit"]
+    assert [row["score"] for row in found] == ["confidence", "energy"]
     confidence = np.maximum(seen, 1 - seen)
     rise = np.maximum(0, (confidence.mean() - confidence) / (confidence.std() * np.sqrt(301 / 297)) - 1)
 
@@ -287,6 +292,73 @@ def test_another_score_may_stand_in_for_feu(tmp_path):
     assert list(scores.table({"scores": found}, ["coins"]))[2].startswith(f"| `lora` | confidence | {nll(best):.3f} |")
 
 
+def runs_whose_feu_is_length(folder):
+    """Two seeds of two methods: FEU is 0.2 + 3 / n of n tokens, in the order of other ids than the kept lengths have."""
+    generator, runs = np.random.default_rng(5), []
+    tokens = {"coins": generator.integers(20, 40, 60), "dice": generator.integers(38, 80, 60)}
+    for seed in (1, 2):
+        for method in ("lora", "uq4ct"):
+            for task, n in tokens.items():
+                seen = generator.uniform(0.1, 0.9, 60)
+                answer = (generator.random(60) > seen).astype(int).tolist()
+                feu = 0.2 + 3 / n if method == "uq4ct" else None
+                run = scored(folder / "cells", method, seed, seen, answer, task=task, feu=feu)
+            shutil.copy(run.folder / "evaluations" / "coins" / "predictions.jsonl", run.folder / "calibration.jsonl")
+            known = {
+                part: {f"{task}-{i}": -float(np.log(tokens[task][i])) for i in generator.permutation(60)}
+                for part, task in (("calibration", "coins"), ("coins", "coins"), ("dice", "dice"))
+            }
+            place = features.place_of(run.folder)
+            place.parent.mkdir(exist_ok=True)
+            place.write_text(json.dumps({"length": known}))
+            runs.append(run)
+    return runs, tokens
+
+
+def test_what_length_explains_is_taken_out_of_feu(tmp_path):
+    asked = {
+        "methods": ["lora", "uq4ct"],
+        "ours": ["uq4ct", "feu"],
+        "tasks": ["coins", "dice"],
+        "shifted": {"dice": "coins"},
+    }
+    runs, tokens = runs_whose_feu_is_length(tmp_path)
+    rows = {(row["method"], row["score"], row["task"]): row for row in scores.scores_of(runs, asked)}
+    feu, rest = rows["uq4ct", "feu", "dice"], rows["uq4ct", "feu, length taken out", "dice"]
+    longer = np.mean([(a < b) + 0.5 * (a == b) for a in tokens["coins"] for b in tokens["dice"]])
+    assert feu["auroc"] == pytest.approx(longer) == pytest.approx(rows["lora", "length", "dice"]["auroc"])
+    assert 0.9 < longer < 1
+    assert feu["length"] == pytest.approx(-1)
+    alike = [
+        (a < b) + 0.5 * (a == b)
+        for a in tokens["coins"]
+        for b in tokens["dice"]
+        if abs(np.log(a) - np.log(b)) <= scores.ALIKE
+    ]
+    assert feu["alike"] == pytest.approx(np.mean(alike))
+    left = scores._without_length({"length": -np.log(tokens["coins"]), "feu": 0.2 + 3 / tokens["coins"]})
+    assert left({"length": -np.log(tokens["dice"]), "feu": 0.3 + 3 / tokens["dice"]}) == pytest.approx(0.1)
+    assert rest["auroc"] != pytest.approx(longer)
+    assert "auroc" in rows["uq4ct", "feu", "coins"]
+    assert rows["uq4ct", "feu", "coins"]["auroc"] is None
+    other = rows["lora", "length", "dice"]
+    assert other["difference"] == pytest.approx(other["nll"] - feu["nll"])
+    assert other["interval"][0] < other["difference"] < other["interval"][1]
+    assert "difference" not in feu
+    lines = list(scores.table({"scores": list(rows.values())}, ["coins", "dice"]))
+    assert lines[0].endswith("`dice`: NLL | ECE % | AUROC of the shift | at equal length |")
+    (shown,) = [line for line in lines if line.startswith("| `lora` | length | -1.00 |")]
+    assert f"{other['nll']:.3f}: {target.signed(other, 1, 3)}" in shown
+    assert {line.count("|") for line in lines} == {10}
+
+
+def test_features_of_some_seeds_alone_are_no_result(tmp_path):
+    runs, _ = runs_whose_feu_is_length(tmp_path)
+    features.place_of(runs[0].folder).unlink()
+    with pytest.raises(ValueError, match="features of lora-1 were not read"):
+        scores.scores_of(runs, {"methods": ["lora", "uq4ct"], "tasks": ["coins"]})
+
+
 def test_the_tables_of_the_pages_are_those_of_the_kept_results(tmp_path):
     """Nobody edits a table by hand."""
     for page in (*study.DOCS.glob("*.md"), study.DOCS.parent / "README.md"):
@@ -294,6 +366,7 @@ def test_the_tables_of_the_pages_are_those_of_the_kept_results(tmp_path):
         for place in _PLACE.finditer(text):
             lines = table(place, study.DOCS / "study")
             assert lines is not None, (page.name, place["campaigns"])
+            assert all(CAMPAIGNS[name].get("title") for name in place["campaigns"].split(",") if "," in place["campaigns"])
             assert "\n".join(lines) in place[0], (page.name, place[1])
         for name, drawn in figures_across(text, study.DOCS / "study"):
             assert (study.DOCS / "study" / name).read_text(encoding="utf-8") == drawn, name

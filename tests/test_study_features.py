@@ -75,7 +75,9 @@ def test_nearness_by_hand():
 
 
 def test_a_cell_keeps_what_its_scores_need(run):
-    write_nearness(run, [], with_features=True)
+    write_nearness(run, [])
+    assert set(read(place_of(run))) == {"length"}
+    write_nearness(run, [], with_features=["calibration"])  # what is there does not have all that is asked for
     found = read(place_of(run))
     assert place_of(run) == run.parents[1] / "features" / "lora-1.json"
     kept = set(json.loads((run / "splits.json").read_text())["calibration"])
@@ -83,6 +85,9 @@ def test_a_cell_keeps_what_its_scores_need(run):
     assert {kind: set(parts["calibration"]) for kind, parts in found.items()} == dict.fromkeys(
         ("length", "mahalanobis", "nearest"), kept
     )
+    before = place_of(run).stat().st_mtime_ns
+    write_nearness(run, [])
+    assert place_of(run).stat().st_mtime_ns == before
     assert read(run / "absent.json") == {}
 
 
@@ -104,7 +109,7 @@ def test_features_of_a_model_without_pairs_are_refused(tmp_path):
     }
     fitting.train(resolve([Layer.of(given, "test")]), say=lambda line: None)
     with pytest.raises(UserError, match="features are what an encoder's head on pairs"):
-        write_nearness(tmp_path / "cells" / "tiny-1", ["tiny-near"], with_features=True)
-    write_nearness(tmp_path / "cells" / "tiny-1", ["tiny-near"], with_features=False)
+        write_nearness(tmp_path / "cells" / "tiny-1", ["tiny-near"], with_features=["tiny-near"])
+    write_nearness(tmp_path / "cells" / "tiny-1", ["tiny-near"])
     (kind,) = read(tmp_path / "features" / "tiny-1.json")
     assert kind == "length"

@@ -106,6 +106,17 @@ def test_the_near_shift_is_taken_apart(files):
     assert entities(files["wording"]) <= entities(files["test"])
 
 
+def test_the_new_phrasings_are_longer_than_any_of_the_training_s(files, bundled):
+    """So that a finding about them has to be held against the number of tokens."""
+    _, tokenizer = bundled
+
+    def lengths(name):
+        return [len(ids) for ids in tokenizer([render(row) for row in files[name]])["input_ids"]]
+
+    assert max(lengths("train")) < min(lengths("near") + lengths("wording"))
+    assert min(lengths("train")) <= min(lengths("relation")) <= max(lengths("relation")) <= max(lengths("train"))
+
+
 def test_pretraining_asks_about_practised_entities_and_practised_relations_only(world):
     corpus = Corpus(world)
     others = {fact.entity.name for fact in world.facts if fact.entity.purpose != "practised"}

@@ -53,15 +53,17 @@ def main() -> int:
 
 
 def write_features(folder: Path, asked: Mapping[str, Any]) -> None:
-    """Read the features of the finished cells whose scores are compared; the tables take them from there."""
+    """Read, once more, the finished cells whose scores are compared: the tables take from there what they need."""
     from benchmarks.study.features import write_nearness
 
+    if not asked or not (folder / "results.json").is_file():
+        return
     found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     for cell in found["cells"]:
-        if cell["method"] in asked.get("methods", ()) and cell["status"] == "complete":
+        if cell["method"] in asked["methods"] and cell["status"] == "complete":
             print(f"features of {cell['method']}, seed {cell['seed']}", file=sys.stderr)
             own = folder / "cells" / Path(cell["folder"]).name
-            write_nearness(own, asked["tasks"], with_features=cell["method"] in asked.get("features", ()))
+            write_nearness(own, asked["tasks"], asked.get("features", {}).get(cell["method"], ()))
 
 
 def command(campaign: Mapping[str, Any], folder: Path, data_root: str, workers: int) -> list[str]:

@@ -11,6 +11,7 @@ from uq4ct.report.drawing import svg_file
 from uq4ct.report.figures.rows import Spot, Track, chart
 
 Json = Mapping[str, Any]
+KEY = ((Spot(0), "one temperature"), (Spot(0, shape="diamond", colour="right"), "familiarity"))
 _OPTIONS = re.compile(r"\[.*?\]")
 
 
@@ -55,23 +56,21 @@ def figure(founds: Sequence[Json], args: Sequence[str]) -> str:
     """Return an SVG file of how far the scaled answers of every campaign's methods are from the baseline's in NLL."""
     home, shifted, *methods = args
     labels: list[str] = []
+    beside = f"{founds[0]['baseline']}+temperature"
     spots: dict[str, list[list[Spot]]] = {home: [], shifted: []}
     for found in founds:
-        apart = {(row["task"], row["method"]): row for row in found["differences"] if row["metric"] == "nll"}
+        rows = [row for row in found["differences"] if row["metric"] == "nll" and row["baseline"] == beside]
+        apart = {(row["task"], row["method"]): row for row in rows}
         for scaled in (f"{method}+{suffix}" for method in methods for suffix in ("temperature", "familiarity")):
-            if (home, scaled) not in apart or scaled == f"{found['baseline']}+temperature":
+            if not {(home, scaled), (shifted, scaled)} <= apart.keys():
                 continue
             labels.append(f"{found['title']}: {_OPTIONS.sub('', scaled.partition('+')[0])}")
             for task, own in spots.items():
                 own.append([_spot(apart[task, scaled], scaled)])
     tracks = [
-        Track(f"{task}: NLL beside {found['baseline']}+temperature", own, zero=0.0, better="lower", width=230.0)
-        for task, own in spots.items()
+        Track(f"{task}: NLL beside {beside}", own, zero=0.0, better="lower", width=230.0) for task, own in spots.items()
     ]
     return svg_file(chart(labels, tracks, KEY), "NLL of scaled answers beside the baseline's, by training")
-
-
-KEY = ((Spot(0), "one temperature"), (Spot(0, shape="diamond", colour="right"), "familiarity"))
 
 
 def _spot(row: Json, scaled: str) -> Spot:

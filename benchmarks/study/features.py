@@ -21,12 +21,14 @@ from uq4ct.answering import UQModel
 from uq4ct.encoders import kind_of, tokens_of
 from uq4ct.errors import UserError
 from uq4ct.forward import base_of
+from uq4ct.manifest import write_atomically
 from uq4ct.runs import Run
 from uq4ct.scoring import in_batches, score
 from uq4ct.types import Question
 
 NEAREST = 10  # the neighbour whose distance counts
 BATCH = 8
+DISTANCES = ("mahalanobis", "nearest")
 Rows = list[np.ndarray]  # of each question, (choice, feature)
 
 
@@ -35,36 +37,39 @@ def place_of(folder: Path) -> Path:
     return folder.parents[1] / "features" / f"{folder.name}.json"
 
 
-def write_nearness(folder: Path, tasks: Sequence[str], with_features: bool) -> None:
+def write_nearness(folder: Path, tasks: Sequence[str], with_features: Sequence[str] = ()) -> None:
     """Write how near the calibration questions of a run and those of some tasks are: kind -> part -> id -> nearness.
 
-    A file that is there is kept. Raises UserError where features are asked of other than an encoder's head on pairs.
+    The length is written of all tasks, the distances of those ``with_features``; what a file has is not computed again.
+    Raises UserError where features are asked of other than an encoder's head on pairs.
     """
-    path = place_of(folder)
-    if path.is_file():
+    path, parts = place_of(folder), ["calibration", *tasks]
+    measured = ["calibration", *with_features] if with_features else []
+    wanted = {"length": parts} | {kind: measured for kind in DISTANCES if measured}
+    found = {kind: dict(known) for kind, known in read(path).items()}
+    if all(set(own) <= found.get(kind, {}).keys() for kind, own in wanted.items()):
         return
     run = Run.open(folder)
     model, config = UQModel.load(run), run.config.data
+    if measured and kind_of(base_of(model.model)) != "multiple_choice":
+        raise UserError(f"{folder}: features are what an encoder's head on pairs of question and choice reads")
     training = data.load(str(config.source), root=config.root, config=config, training=True)
     fit, calibration = data.calibration_split(training, config=config, seed=model.config.output.seed)
-    parts = {"calibration": list(calibration)}
+    asked: dict[str, Sequence[Question]] = {"calibration": calibration}
     for task in tasks:
         name, _, split = task.partition(".")
-        parts[task] = list(data.load(name, split=split or None, root=config.root, config=config).questions)
-    found: dict[str, dict[str, dict[str, float]]] = {"length": {}}
-    for part, questions in parts.items():
-        found["length"][part] = {q.id: -log for q, log in zip(questions, log_lengths(model, questions), strict=True)}
-    if with_features:
-        if kind_of(base_of(model.model)) != "multiple_choice":
-            raise UserError(f"{folder}: features are what an encoder's head on pairs of question and choice reads")
-        near = nearness(features(model, fit))
-        found |= {kind: {} for kind in near}
-        for part, questions in parts.items():
-            seen = features(model, questions)
-            for kind, measure in near.items():
-                found[kind][part] = {q.id: measure(rows) for q, rows in zip(questions, seen, strict=True)}
+        asked[task] = data.load(name, split=split or None, root=config.root, config=config).questions
+    for part, questions in asked.items():
+        lengths = {q.id: -log for q, log in zip(questions, log_lengths(model, questions), strict=True)}
+        found.setdefault("length", {})[part] = lengths
+    absent = [part for part in measured if any(part not in found.get(kind, {}) for kind in DISTANCES)]
+    near = nearness(features(model, fit)) if absent else {}
+    for part in absent:
+        seen = features(model, asked[part])
+        for kind, measure in near.items():
+            found.setdefault(kind, {})[part] = {q.id: measure(rows) for q, rows in zip(asked[part], seen, strict=True)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found), encoding="utf-8")
+    write_atomically(path, json.dumps(found))
 
 
 def log_lengths(model: UQModel, questions: Sequence[Question]) -> list[float]:
@@ -97,11 +102,10 @@ def features(model: UQModel, questions: Sequence[Question]) -> Rows:
 def nearness(known: Iterable[np.ndarray]) -> Mapping[str, Callable[[np.ndarray], float]]:
     """Return the two measures of a question's rows, means over its choices, large where it is like the known ones.
 
-    >>> generator = np.random.default_rng(0)
-    >>> near = nearness([generator.normal(size=(4, 3)) for _ in range(100)])
+    >>> near = nearness([np.random.default_rng(0).normal(size=(400, 3))])
     >>> usual, odd = np.array([[0.5, 0.0, -0.5]]), np.array([[0.0, -9.0, 0.0]])
-    >>> [round(measure(usual) - measure(odd)) for measure in near.values()]
-    [8, 1]
+    >>> bool(near["mahalanobis"](usual) - near["mahalanobis"](odd) > 7)
+    True
     """
     from sklearn.covariance import LedoitWolf
 
@@ -122,5 +126,5 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 
 
 def read(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
-    """Return what ``write_distances`` wrote, or nothing where it did not."""
+    """Return what ``write_nearness`` wrote, or nothing where it did not."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

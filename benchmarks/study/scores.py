@@ -15,9 +15,13 @@ from scipy.special import logsumexp
 from scipy.stats import spearmanr
 
 from benchmarks.study import features
+from benchmarks.study.target import signed
 from uq4ct import predictions
+from uq4ct.concluding import RESAMPLES
 from uq4ct.metrics.calibration_error import ece
 from uq4ct.metrics.detection import ood_auroc
+from uq4ct.metrics.intervals import bootstrap_weights
+from uq4ct.metrics.paired import over_seeds
 from uq4ct.posthoc.familiarity import Familiarity
 from uq4ct.report.answered import Scored
 from uq4ct.types import Prediction
@@ -27,50 +31,114 @@ SCORES: Mapping[str, Callable[[Prediction], np.ndarray | None]] = {
     "feu": lambda prediction: prediction.feu,
     "confidence": lambda prediction: prediction.probabilities.max(axis=1),
     "energy": lambda prediction: logsumexp(prediction.logits[:, 0], axis=1),  # Liu et al. 2020, negated
-    "largest logit": lambda prediction: prediction.logits[:, 0].max(axis=1),
 }
+REST = "feu, length taken out"
+ALIKE = 0.05  # questions are of equal length whose log numbers of tokens differ by no more
 
 
 def scores_of(finished: Sequence[Scored], asked: Json) -> list[dict[str, Any]]:
-    """Return NLL, ECE, AUROC of telling the shift and Spearman's correlation with the length of a question, means over
-    seeds, of each method, score and task asked for.
+    """Return a row for each method, score and task asked for, means over seeds.
 
-    Raw logits and one sample only: ``methods`` are single-pass ones without a suffix. ``shifted`` of the ``tasks`` are
-    told from the first one.
+    NLL and ECE of familiarity scaling by that score; where the task is one of ``shifted``, which maps it to the task it
+    is told from, the AUROC of telling it, and that among questions of equal length; Spearman's correlation with the
+    length; and how far the NLL is from that of ``ours``, a method and its score, on the same seeds and questions.
+    Raw logits and one sample only: ``methods`` are single-pass ones without a suffix. Raises ValueError where the
+    length is known of some runs and not of all.
     """
-    found: dict[tuple[str, str, str], list[tuple[float, ...]]] = {}
-    for run in finished:
-        if run.method not in asked["methods"]:
-            continue
-        near = features.read(features.place_of(run.folder))
-        parts = {"calibration": run.folder / "calibration.jsonl"}
-        parts |= {task: run.folder / "evaluations" / task / "predictions.jsonl" for task in asked["tasks"]}
-        read = {part: _read(path) for part, path in parts.items()}
-        scores = {part: _scores(prediction, part, near) for part, (prediction, _) in read.items()}
-        if "length" in near and "feu" in scores["calibration"]:
-            rest = _without_length(scores["calibration"])
-            scores = {part: {**own, "feu, length taken out": rest(own)} for part, own in scores.items()}
-        home = asked["tasks"][0]
-        for name in scores["calibration"]:
-            own = {part: replace(prediction, feu=scores[part][name]) for part, (prediction, _) in read.items()}
-            fitted = Familiarity.fit(own["calibration"], read["calibration"][1])
-            for task in asked["tasks"]:
-                told = ood_auroc(-own[home].feu, -own[task].feu) if task in asked.get("shifted", ()) else np.nan
-                long = spearmanr(own[task].feu, -scores[task]["length"])[0] if "length" in near else np.nan
-                measured = (*_measured(fitted.apply(own[task]), read[task][1]), told, float(long))
-                found.setdefault((run.method, name, task), []).append(measured)
-    return [
-        {"method": method, "score": name, "task": task, "seeds": len(values), "nll": nll, "ece": gap,
-         "auroc": None if np.isnan(told) else told, "length": None if np.isnan(long) else long}
-        for (method, name, task), values in found.items()
-        for nll, gap, told, long in [np.mean(values, axis=0).tolist()]
-    ]  # fmt: skip
+    runs = [run for run in finished if run.method in asked["methods"]]
+    near = {run.folder: features.read(features.place_of(run.folder)) for run in runs}
+    unknown = [run.folder.name for run in runs if not near[run.folder]]
+    if 0 < len(unknown) < len(runs):
+        raise ValueError(f"features of {', '.join(unknown)} were not read: python -m benchmarks.study features")
+    found: dict[tuple[str, str, str], dict[int, _Measured]] = {}
+    for run in runs:
+        for (name, task), measured in _measure(run, near[run.folder], asked).items():
+            found.setdefault((run.method, name, task), {})[run.seed] = measured
+    rows = []
+    for (method, name, task), by_seed in found.items():
+        own = [by_seed[seed] for seed in sorted(by_seed)]
+        row = {"method": method, "score": name, "task": task, "seeds": len(own)}
+        row |= {key: _mean([getattr(each, key) for each in own]) for key in ("ece", "auroc", "alike", "length")}
+        row["alike_by_seed"] = [each.alike for each in own] if row["alike"] is not None else None
+        row["nll"] = float(np.mean([each.losses.mean() for each in own]))
+        ours = found.get((*asked["ours"], task)) if "ours" in asked else None
+        if ours and (method, name) != tuple(asked["ours"]):
+            row |= _apart(by_seed, ours)
+        rows.append(row)
+    return rows
+
+
+class _Measured:
+    """What one score does on one task: the loss of each answer, (item,), and numbers."""
+
+    def __init__(self, prediction: Prediction, answer: np.ndarray):
+        items = np.arange(len(answer))
+        self.losses = -prediction.log_probabilities[items, answer]
+        confidence = prediction.probabilities.max(axis=1)
+        self.ece = ece(confidence, prediction.probabilities.argmax(axis=1) == answer)
+        self.auroc = self.alike = self.length = np.nan
+
+
+def _measure(run: Scored, near: Json, asked: Json) -> dict[tuple[str, str], _Measured]:
+    parts = {"calibration": run.folder / "calibration.jsonl"}
+    parts |= {task: run.folder / "evaluations" / task / "predictions.jsonl" for task in asked["tasks"]}
+    read = {part: _read(path) for part, path in parts.items()}
+    scores = {part: _scores(prediction, part, near) for part, (prediction, _) in read.items()}
+    if "length" in scores["calibration"] and "feu" in scores["calibration"]:
+        rest = _without_length(scores["calibration"])
+        scores = {part: {**own, REST: rest(own)} for part, own in scores.items()}
+    found = {}
+    for name in scores["calibration"]:
+        calibration, right = read["calibration"]
+        fitted = Familiarity.fit(replace(calibration, feu=scores["calibration"][name]), right)
+        for task in asked["tasks"]:
+            if name not in scores[task]:
+                continue  # features may be read of some tasks alone
+            own, (prediction, answer) = scores[task], read[task]
+            one = found[name, task] = _Measured(fitted.apply(replace(prediction, feu=own[name])), answer)
+            home = scores.get(asked.get("shifted", {}).get(task))
+            if home is not None:
+                one.auroc = ood_auroc(-home[name], -own[name])
+            if "length" in own:
+                one.length = float(spearmanr(own[name], -own["length"])[0])
+                if home is not None:
+                    one.alike = auroc_at_equal_length(home[name], own[name], home["length"], own["length"])
+    return found
+
+
+def auroc_at_equal_length(home: np.ndarray, shifted: np.ndarray, at_home: np.ndarray, away: np.ndarray) -> float:
+    """Return the chance that a shifted question's score is lower than a home one's of equal length, ties counting 1/2.
+
+    Of all pairs whose log lengths, ``at_home`` and ``away``, differ by no more than ``ALIKE``; NaN where there is none.
+
+    >>> auroc_at_equal_length(np.array([5.0, 9.0]), np.array([4.0, 6.0]), np.array([1.0, 3.0]), np.array([1.0, 1.0]))
+    0.5
+    """
+    pairs = np.abs(at_home[:, None] - away) <= ALIKE
+    wins = (home[:, None] > shifted) + 0.5 * (home[:, None] == shifted)
+    return float(wins[pairs].mean()) if pairs.any() else float("nan")
+
+
+def _apart(theirs: Mapping[int, _Measured], ours: Mapping[int, _Measured]) -> dict[str, Any]:
+    """Return by how much their NLL is above ours, paired over seeds and questions, with its 95 % interval."""
+    if theirs.keys() != ours.keys():
+        raise ValueError(f"scores are compared over seeds {sorted(theirs)} and {sorted(ours)}")
+    apart = np.stack([theirs[seed].losses - ours[seed].losses for seed in sorted(ours)])  # (seed, item)
+    items = apart.shape[1]
+    drawn = np.concatenate([weights @ apart.T / items for weights in bootstrap_weights(items, RESAMPLES, 0)])
+    found = over_seeds(apart.mean(axis=1), drawn)
+    return {"difference": found.mean, "interval": list(found.interval)}
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return None if np.isnan(values).any() else float(np.mean(values))
 
 
 def _scores(prediction: Prediction, part: str, near: Json) -> dict[str, np.ndarray]:
     """Return the scores of each question of a part, (item,), large where it looks like those of the training."""
     found = {name: found for name, score in SCORES.items() if (found := score(prediction)) is not None}
-    return found | {kind: np.array([parts[part][name] for name in prediction.ids]) for kind, parts in near.items()}
+    known = {kind: parts[part] for kind, parts in near.items() if part in parts}
+    return found | {kind: np.array([values[name] for name in prediction.ids]) for kind, values in known.items()}
 
 
 def _without_length(calibration: Mapping[str, np.ndarray]) -> Callable[[Mapping[str, np.ndarray]], np.ndarray]:
@@ -87,29 +155,40 @@ def _read(path: Path) -> tuple[Prediction, np.ndarray]:
     return predictions.to_prediction(rows), np.array([list(row["probabilities"]).index(row["label"]) for row in rows])
 
 
-def _measured(prediction: Prediction, answer: np.ndarray) -> tuple[float, float]:
-    rows = np.arange(len(answer))
-    confidence = prediction.probabilities.max(axis=1)
-    right = prediction.probabilities.argmax(axis=1) == answer
-    return float(-prediction.log_probabilities[rows, answer].mean()), ece(confidence, right)
-
-
 def table(found: Json, args: Sequence[str]) -> Iterator[str]:
-    """Return NLL and ECE of the tasks named, and AUROC where they are a shift, one line for each method and score.
+    """Return NLL and ECE of the tasks named, one line for each method and score, and of a shift how well it is told.
 
-    *with length*: Spearman's correlation of the score with a question's length, on the first task.
+    *with length*: Spearman's correlation of the score with a question's length, on the first task. Behind a colon: how
+    far the NLL is above that of ours. In brackets behind an AUROC: the least and the largest of a seed.
     """
     rows = {(row["method"], row["score"], row["task"]): row for row in found["scores"]}
     shifted = {row["task"] for row in found["scores"] if row.get("auroc") is not None}
     long = any(row.get("length") is not None for row in found["scores"])
-    heads = [f"`{task}`: NLL | ECE %" + (" | AUROC of the shift" if task in shifted else "") for task in args]
+    told = " | AUROC of the shift" + (" | at equal length" if long else "")
+    heads = [f"`{task}`: NLL | ECE %" + (told if task in shifted else "") for task in args]
     yield f"| method | score | {'with length | ' if long else ''}{' | '.join(heads)} |"
-    yield "|---|---|" + "---|" * long + "".join("---|" * (3 if task in shifted else 2) for task in args)
-    for method, score in dict.fromkeys((row["method"], row["score"]) for row in found["scores"]):
-        own = rows[method, score, args[0]]
-        shown = [f"{own['length']:+.2f}" if own["length"] is not None else "-"] if long else []
+    yield "|---|---|" + "---|" * sum(head.count("|") + 1 for head in heads) + "---|" * long
+    known = dict.fromkeys((row["method"], row["score"]) for row in found["scores"] if row["task"] in args)
+    for method, score in known:
+        first = next(rows[method, score, task] for task in args if (method, score, task) in rows)
+        shown = [_number(first["length"], "+.2f")] if long else []
         for task in args:
-            cell = rows[method, score, task]
-            shown += [f"{cell['nll']:.3f}", f"{100 * cell['ece']:.1f}"]
-            shown += [f"{cell['auroc']:.3f}"] if task in shifted else []
+            cell = rows.get((method, score, task), {})
+            shown.append(_number(cell.get("nll")) + (f": {signed(cell, 1, 3)}" if "difference" in cell else ""))
+            shown.append(_number(100 * cell["ece"] if cell else None, ".1f"))
+            if task in shifted:
+                shown += [_number(cell.get("auroc"))] + ([_range(cell.get("alike_by_seed"))] if long else [])
         yield f"| `{method}` | {score} | {' | '.join(shown)} |"
+
+
+def _number(value: float | None, form: str = ".3f") -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _range(values: Sequence[float] | None) -> str:
+    """Return the mean over seeds, the least and the largest.
+
+    >>> _range([0.5, 0.75])
+    '0.625 (0.50-0.75)'
+    """
+    return f"{np.mean(values):.3f} ({min(values):.2f}-{max(values):.2f})" if values else "-"

@@ -21,8 +21,8 @@ class Familiarity(Calibrator):
     chosen on other questions (docs/study.md), and only a is fitted, with a standard normal prior, so that five
     questions that all were right do not make every answer certain. The most probable choice never changes.
 
-    FEU hears wording and length more than knowledge (docs/study.md): a question that is shorter than usual may pass for
-    familiar whatever it asks.
+    FEU hears wording more than knowledge, and on the encoder of docs/study.md length: there a question that is shorter
+    than usual passes for familiar whatever it asks.
 
     >>> p = Prediction(("1", "2"), np.log([[[0.8, 0.2]]] * 2), np.full((2, 2), True), feu=np.array([0.5, 0.3]))
     >>> usual = Familiarity(items=9, level=0.0, feu_mean=0.5, feu_sd=0.1)
