@@ -27,6 +27,7 @@ def scored(
     groups: Sequence[str] | None = None,
     samples: Any = None,
     options: dict[str, Any] | None = None,
+    question: str = "Which?",
 ) -> Scored:
     """Write one evaluation of a run on questions with two choices, and what else a comparison reads of the run.
 
@@ -45,7 +46,7 @@ def scored(
         epistemic = 0.0 if drawn is None else max(float(-(both * np.log(both)).sum()) - mean_entropy, 0.0)
         row = {
             "id": f"{task}-{i}",
-            "question": "Which?",
+            "question": question,
             "choices": ["x", "y"],
             "prediction": "AB"[int(both.argmax())],
             "confidence": float(both.max()),

@@ -36,6 +36,7 @@ class Answered(NamedTuple):
     groups: tuple[Any, ...] | None  # of each answer, where all have one
     epistemic: np.ndarray  # mutual information of each answer and its samples, in nats; NaN where it is not known
     samples: int  # distributions behind an answer, as its row keeps them
+    length: np.ndarray  # characters of each question and its choices, NaN where the row does not keep them
 
 
 Asked = Mapping[str, Mapping[str, Sequence[Answered]]]  # by evaluation and method, one of each seed
@@ -72,7 +73,18 @@ def _answered(run: Scored, folder: Path, rows: Sequence[Json]) -> Answered:
         None if None in groups else groups,
         np.array([np.nan if part is None else part for part in parts], dtype=np.float64),
         max(len(row.get("samples") or [None]) for row in labelled),
+        np.array([_characters(row) for row in labelled], dtype=np.float64),
     )
+
+
+def _characters(row: Json) -> float:
+    """Return how long a question is with its choices.
+
+    >>> _characters({"question": "Which?", "choices": ["ice", "iron"]}), _characters({})
+    (13.0, nan)
+    """
+    texts = [row.get("question") or "", *(row.get("choices") or ())]
+    return float(sum(map(len, texts))) if texts[0] else float("nan")
 
 
 def trained_on(scored: Sequence[Scored]) -> str | None:

@@ -25,7 +25,8 @@ def shift_detection(asked: Asked, inside: str | None, settings: Settings) -> lis
     """Return how well each score tells every shifted task from the one that was trained on, over paired seeds.
 
     Scores are read as uncertainties: 1 - maximum probability, the entropy of the answer, minus FEU, mutual information
-    over samples. ``auroc`` and ``fpr95`` are means over seeds; a score that a method does not have is null, with a
+    over samples, and as a control the length of a question, which any shift of wording may change. ``auroc`` and
+    ``fpr95`` are means over seeds; a score that a method does not have is null, with a
     reason. Empty where nothing like the training questions was evaluated.
     """
     if inside is None:
@@ -75,11 +76,19 @@ def epistemic(run: Answered) -> np.ndarray:
     return run.epistemic
 
 
+def length(run: Answered) -> np.ndarray:
+    """Return the characters of each question and its choices; raises Undefined where the rows do not keep them."""
+    if np.isnan(run.length).any():
+        raise Undefined("the rows do not carry the questions")
+    return run.length
+
+
 SCORES: Mapping[str, Callable[[Answered], np.ndarray]] = {
     "max_probability": max_probability,
     "entropy": entropy,
     "feu": feu,
     "epistemic": epistemic,
+    "length": length,
 }
 
 
