@@ -1,4 +1,4 @@
-"""Run a campaign of the study, or write its tables: ``python -m benchmarks.study run|tables NAME ...``, and more."""
+"""Make the study, step by step: ``python -m benchmarks.study plan|run|features|tables NAME ...``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.study.tables import keep, write_tables
+from benchmarks.study.tables import finished_cells, keep, write_tables
 
 CAMPAIGNS = Path(__file__).with_name("campaigns.yaml")
 DOCS = Path(__file__).parents[2] / "docs"
@@ -59,11 +59,10 @@ def write_features(folder: Path, asked: Mapping[str, Any]) -> None:
     if not asked or not (folder / "results.json").is_file():
         return
     found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    for cell in found["cells"]:
-        if cell["method"] in asked["methods"] and cell["status"] == "complete":
-            print(f"features of {cell['method']}, seed {cell['seed']}", file=sys.stderr)
-            own = folder / "cells" / Path(cell["folder"]).name
-            write_nearness(own, asked["tasks"], asked.get("features", {}).get(cell["method"], ()))
+    for run in finished_cells(found, folder):
+        if run.method in asked["methods"]:
+            print(f"features of {run.method}, seed {run.seed}", file=sys.stderr)
+            write_nearness(run.folder, asked["tasks"], asked.get("features", {}).get(run.method, ()))
 
 
 def command(campaign: Mapping[str, Any], folder: Path, data_root: str, workers: int) -> list[str]:

@@ -27,7 +27,6 @@ from uq4ct.scoring import in_batches, score
 from uq4ct.types import Question
 
 NEAREST = 10  # the neighbour whose distance counts
-BATCH = 8
 DISTANCES = ("mahalanobis", "nearest")
 Rows = list[np.ndarray]  # of each question, (choice, feature)
 
@@ -56,9 +55,8 @@ def write_nearness(folder: Path, tasks: Sequence[str], with_features: Sequence[s
     training = data.load(str(config.source), root=config.root, config=config, training=True)
     fit, calibration = data.calibration_split(training, config=config, seed=model.config.output.seed)
     asked: dict[str, Sequence[Question]] = {"calibration": calibration}
-    for task in tasks:
-        name, _, split = task.partition(".")
-        asked[task] = data.load(name, split=split or None, root=config.root, config=config).questions
+    for task in tasks:  # called as evaluations are, arc_easy.validation
+        asked[task] = data.load(task.replace(".", ":"), root=config.root, config=config).questions
     for part, questions in asked.items():
         lengths = {q.id: -log for q, log in zip(questions, log_lengths(model, questions), strict=True)}
         found.setdefault("length", {})[part] = lengths
@@ -93,8 +91,9 @@ def features(model: UQModel, questions: Sequence[Question]) -> Rows:
             raise ValueError("the head did not read one row for each choice")
         return [rows[(item == number).cpu().numpy()] for number in range(int(item.max()) + 1)]
 
+    examples, size = model.encoder.encode_all(questions), model.config.eval.batch_size
     try:
-        return in_batches(model.model, model.encoder.encode_all(questions), model.encoder.pad_token_id, BATCH, work)
+        return in_batches(model.model, examples, model.encoder.pad_token_id, size, work)
     finally:
         handle.remove()
 

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import logsumexp
 from scipy.stats import spearmanr
 
 from benchmarks.study import features
-from benchmarks.study.target import signed
+from benchmarks.study.shown import number, seeds, signed
 from uq4ct import predictions
 from uq4ct.concluding import RESAMPLES
 from uq4ct.metrics.calibration_error import ece
@@ -29,7 +30,7 @@ from uq4ct.types import Prediction
 Json = Mapping[str, Any]
 SCORES: Mapping[str, Callable[[Prediction], np.ndarray | None]] = {
     "feu": lambda prediction: prediction.feu,
-    "confidence": lambda prediction: prediction.probabilities.max(axis=1),
+    "confidence": lambda prediction: prediction.confidence,
     "energy": lambda prediction: logsumexp(prediction.logits[:, 0], axis=1),  # Liu et al. 2020, negated
 }
 REST = "feu, length taken out"
@@ -68,15 +69,14 @@ def scores_of(finished: Sequence[Scored], asked: Json) -> list[dict[str, Any]]:
     return rows
 
 
-class _Measured:
-    """What one score does on one task: the loss of each answer, (item,), and numbers."""
+class _Measured(NamedTuple):
+    """What one score does on one task: the loss of each answer, (item,), and numbers, NaN where they mean nothing."""
 
-    def __init__(self, prediction: Prediction, answer: np.ndarray):
-        items = np.arange(len(answer))
-        self.losses = -prediction.log_probabilities[items, answer]
-        confidence = prediction.probabilities.max(axis=1)
-        self.ece = ece(confidence, prediction.probabilities.argmax(axis=1) == answer)
-        self.auroc = self.alike = self.length = np.nan
+    losses: np.ndarray
+    ece: float
+    auroc: float
+    alike: float
+    length: float
 
 
 def _measure(run: Scored, near: Json, asked: Json) -> dict[tuple[str, str], _Measured]:
@@ -87,23 +87,37 @@ def _measure(run: Scored, near: Json, asked: Json) -> dict[tuple[str, str], _Mea
     if "length" in scores["calibration"] and "feu" in scores["calibration"]:
         rest = _without_length(scores["calibration"])
         scores = {part: {**own, REST: rest(own)} for part, own in scores.items()}
+    calibration, right = read["calibration"]
     found = {}
     for name in scores["calibration"]:
-        calibration, right = read["calibration"]
         fitted = Familiarity.fit(replace(calibration, feu=scores["calibration"][name]), right)
         for task in asked["tasks"]:
             if name not in scores[task]:
                 continue  # features may be read of some tasks alone
-            own, (prediction, answer) = scores[task], read[task]
-            one = found[name, task] = _Measured(fitted.apply(replace(prediction, feu=own[name])), answer)
+            prediction, answer = read[task]
+            scaled = fitted.apply(replace(prediction, feu=scores[task][name]))
             home = scores.get(asked.get("shifted", {}).get(task))
-            if home is not None:
-                one.auroc = ood_auroc(-home[name], -own[name])
-            if "length" in own:
-                one.length = float(spearmanr(own[name], -own["length"])[0])
-                if home is not None:
-                    one.alike = auroc_at_equal_length(home[name], own[name], home["length"], own["length"])
+            found[name, task] = _Measured(*_answered(scaled, answer), *_told(name, scores[task], home))
     return found
+
+
+def _answered(scaled: Prediction, answer: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return the loss of each answer, (item,), and the ECE."""
+    losses = -scaled.log_probabilities[np.arange(len(answer)), answer]
+    return losses, ece(scaled.confidence, scaled.predicted == answer)
+
+
+def _told(
+    name: str, own: Mapping[str, np.ndarray], home: Mapping[str, np.ndarray] | None
+) -> tuple[float, float, float]:
+    """Return the AUROC of telling the shift by a score, that at equal length, and how the score goes with length."""
+    shift = np.nan if home is None else ood_auroc(-home[name], -own[name])
+    if "length" not in own:
+        return shift, np.nan, np.nan
+    long = float(spearmanr(own[name], -own["length"])[0])
+    if home is None:
+        return shift, np.nan, long
+    return shift, auroc_at_equal_length(home[name], own[name], home["length"], own["length"]), long
 
 
 def auroc_at_equal_length(home: np.ndarray, shifted: np.ndarray, at_home: np.ndarray, away: np.ndarray) -> float:
@@ -125,9 +139,14 @@ def _apart(theirs: Mapping[int, _Measured], ours: Mapping[int, _Measured]) -> di
         raise ValueError(f"scores are compared over seeds {sorted(theirs)} and {sorted(ours)}")
     apart = np.stack([theirs[seed].losses - ours[seed].losses for seed in sorted(ours)])  # (seed, item)
     items = apart.shape[1]
-    drawn = np.concatenate([weights @ apart.T / items for weights in bootstrap_weights(items, RESAMPLES, 0)])
-    found = over_seeds(apart.mean(axis=1), drawn)
+    found = over_seeds(apart.mean(axis=1), _drawn(items) @ apart.T / items)
     return {"difference": found.mean, "interval": list(found.interval)}
+
+
+@cache
+def _drawn(items: int) -> np.ndarray:
+    """Return how often each question is drawn, (resample, item), the same for all pairs of scores."""
+    return np.concatenate(list(bootstrap_weights(items, RESAMPLES, 0)))
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -171,24 +190,11 @@ def table(found: Json, args: Sequence[str]) -> Iterator[str]:
     known = dict.fromkeys((row["method"], row["score"]) for row in found["scores"] if row["task"] in args)
     for method, score in known:
         first = next(rows[method, score, task] for task in args if (method, score, task) in rows)
-        shown = [_number(first["length"], "+.2f")] if long else []
+        shown = [number(first["length"], "+.2f")] if long else []
         for task in args:
             cell = rows.get((method, score, task), {})
-            shown.append(_number(cell.get("nll")) + (f": {signed(cell, 1, 3)}" if "difference" in cell else ""))
-            shown.append(_number(100 * cell["ece"] if cell else None, ".1f"))
+            shown.append(number(cell.get("nll")) + (f": {signed(cell, 1, 3)}" if "difference" in cell else ""))
+            shown.append(number(100 * cell["ece"] if cell else None, ".1f"))
             if task in shifted:
-                shown += [_number(cell.get("auroc"))] + ([_range(cell.get("alike_by_seed"))] if long else [])
+                shown += [number(cell.get("auroc"))] + ([seeds(cell.get("alike_by_seed"))] if long else [])
         yield f"| `{method}` | {score} | {' | '.join(shown)} |"
-
-
-def _number(value: float | None, form: str = ".3f") -> str:
-    return "-" if value is None else format(value, form)
-
-
-def _range(values: Sequence[float] | None) -> str:
-    """Return the mean over seeds, the least and the largest.
-
-    >>> _range([0.5, 0.75])
-    '0.625 (0.50-0.75)'
-    """
-    return f"{np.mean(values):.3f} ({min(values):.2f}-{max(values):.2f})" if values else "-"

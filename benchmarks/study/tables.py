@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from benchmarks.study import axes, scores, target
 from benchmarks.study.figures import figures
+from benchmarks.study.shown import interval, signed, spread
 from uq4ct import tasks
 from uq4ct.report.answered import Scored
 
@@ -31,11 +31,7 @@ def keep(results: Path, path: Path, campaign: Json | None = None) -> None:
     found, campaign = json.loads(results.read_text(encoding="utf-8")), campaign or {}
     if unfinished := [cell for cell in found["cells"] if cell["status"] != "complete"]:
         print(f"{results}: {len(unfinished)} cells are not finished; what is written leaves them out", file=sys.stderr)
-    finished = [
-        Scored(cell["method"], cell["seed"], results.parent / "cells" / Path(cell["folder"]).name, ())
-        for cell in found["cells"]
-        if cell["status"] == "complete"
-    ]
+    finished = finished_cells(found, results.parent)
     for name in ("results", "differences", "verdicts", "feu_usefulness"):
         found[name] = [{**row, "task": _evaluation(row)} for row in found[name]]
     rows = found["results"]
@@ -59,6 +55,15 @@ def keep(results: Path, path: Path, campaign: Json | None = None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     parts = [f"{json.dumps(name)}: {_one_row_per_line(value)}" for name, value in _rounded(kept).items()]
     path.write_text("{" + ",\n".join(parts) + "}\n", encoding="utf-8")
+
+
+def finished_cells(found: Json, folder: Path) -> list[Scored]:
+    """Return the finished cells that the results of a campaign name, in its folder, wherever that is now."""
+    return [
+        Scored(cell["method"], cell["seed"], folder / "cells" / Path(cell["folder"]).name, ())
+        for cell in found["cells"]
+        if cell["status"] == "complete"
+    ]
 
 
 def _evaluation(row: Json) -> str:
@@ -98,13 +103,13 @@ def table(place: re.Match[str], folder: Path) -> list[str] | None:
     if not founds:
         return None
     kind, args = place["kind"], place["args"].split()
-    return list(ACROSS[kind](founds, args) if kind in ACROSS else KINDS[kind](*founds, args))
+    return list(axes.table(founds, args) if kind == "axis" else KINDS[kind](*founds, args))
 
 
 def figures_across(page: str, folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield name and text of the SVG file that goes with every table across campaigns, called after the first one."""
+    """Yield name and text of the SVG file that goes with every axis, called after its first campaign."""
     for place in _PLACE.finditer(page):
-        if place["kind"] in ACROSS and (founds := _founds(place, folder)):
+        if place["kind"] == "axis" and (founds := _founds(place, folder)):
             yield f"{place['campaigns'].split(',')[0]}-axis.svg", axes.figure(founds, place["args"].split())
 
 
@@ -137,8 +142,8 @@ def _seeds(found: Json, args: Sequence[str]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|"
     for method in methods:
         own, other = rows[task, method], rows[shifted, method]
-        cells = [_spread(own["accuracy"], 100), _spread(own["ece"], 100), _spread(own["nll"], 1)]
-        yield f"| {method} | {' | '.join([*cells, _spread(other['ece'], 100), _spread(other['nll'], 1)])} |"
+        cells = [spread(own["accuracy"], 100), spread(own["ece"], 100), spread(own["nll"], 1)]
+        yield f"| {method} | {' | '.join([*cells, spread(other['ece'], 100), spread(other['nll'], 1)])} |"
 
 
 def _differences(found: Json, args: Sequence[str]) -> Iterator[str]:
@@ -152,7 +157,7 @@ def _differences(found: Json, args: Sequence[str]) -> Iterator[str]:
         cells = []
         for metric in METRICS:
             percent = metric in ("accuracy", "ece")
-            cells.append(target.signed(by_method[method, metric], 100 if percent else 1, 1 if percent else 3))
+            cells.append(signed(by_method[method, metric], 100 if percent else 1, 1 if percent else 3))
         yield f"| `{method}` | `{by_method[method, 'nll']['baseline']}` | {' | '.join(cells)} |"
 
 
@@ -177,7 +182,7 @@ def _shift(found: Json, args: Sequence[str]) -> Iterator[str]:
     yield "|---|---|" + "---|" * len(tasks)
     for pair in args:
         method, score = pair.split("/")
-        cells = (_interval(rows[method, score, task]["auroc"], rows[method, score, task]["interval"]) for task in tasks)
+        cells = (interval(rows[method, score, task]["auroc"], rows[method, score, task]["interval"]) for task in tasks)
         yield f"| `{method}` | {score.replace('_', ' ')} | {' | '.join(cells)} |"
 
 
@@ -187,7 +192,7 @@ def _feu(found: Json, args: Sequence[str]) -> Iterator[str]:
     yield "|---|---|---|---|---|"
     for row in found["feu_usefulness"]:
         if row["method"] in args:
-            auroc = _interval(row["feu_auroc"], row["interval"])
+            auroc = interval(row["feu_auroc"], row["interval"])
             added = (row["added_value"] or {}).get("p")
             shown = "-" if added is None else f"{added:.2f}"
             yield f"| `{row['method']}` | {row['task']} | {auroc} | {row['max_probability_auroc']:.3f} | {shown} |"
@@ -214,8 +219,8 @@ def _variants(found: Json, args: Sequence[str]) -> Iterator[str]:
         cells = [f"{100 * own['accuracy']:.1f}", f"{own['nll']:.3f}", f"{100 * own['ece']:.1f}"]
         for task, name in ((home, f"{method}+temperature"), (shifted, f"{method}+familiarity")):
             row = apart.get((task, name)) if method != found["baseline"] else None
-            cells.append(f"{rows[task, name]['nll']:.3f}" + (f": {target.signed(row, 1, 3)}" if row else ""))
-        measured = [_interval(knows["feu_auroc"], knows["interval"]), _interval(hears["auroc"], hears["interval"])]
+            cells.append(f"{rows[task, name]['nll']:.3f}" + (f": {signed(row, 1, 3)}" if row else ""))
+        measured = [interval(knows["feu_auroc"], knows["interval"]), interval(hears["auroc"], hears["interval"])]
         yield f"| `{method}` | {' | '.join([*cells[:4], *measured, cells[4]])} |"
 
 
@@ -233,26 +238,11 @@ KINDS: dict[str, Callable[[Json, Sequence[str]], Iterator[str]]] = {
 }
 
 
-ACROSS: dict[str, Callable[[Sequence[Json], Sequence[str]], Iterator[str]]] = {"axis": axes.table}
-
-
-def _spread(values: Sequence[float], scale: float) -> str:
-    digits = 1 if scale == 100 else 3
-    return f"{scale * statistics.mean(values):.{digits}f} ± {scale * statistics.stdev(values):.{digits}f}"
-
-
 def _cell(row: Json, metric: str, scale: float) -> str:
-    value, interval = row[metric], row["intervals"][metric]
+    value, ends = row[metric], row["intervals"][metric]
     if value is None:
         return "-"
-    return _interval(scale * value, interval and [scale * end for end in interval], 1 if scale == 100 else 3)
-
-
-def _interval(value: float | None, interval: Sequence[float] | None, digits: int = 3) -> str:
-    if value is None:
-        return "-"
-    ends = f" ({interval[0]:.{digits}f}-{interval[1]:.{digits}f})" if interval else ""
-    return f"{value:.{digits}f}{ends}"
+    return interval(scale * value, ends and [scale * end for end in ends], 1 if scale == 100 else 3)
 
 
 def _band(null: Json | None) -> str:

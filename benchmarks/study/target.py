@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.study.shown import signed
 from uq4ct.concluding import RESAMPLES
 from uq4ct.metrics.answers import Settings
 from uq4ct.metrics.paired import over_seeds
@@ -119,13 +120,3 @@ def beside(found: Json, args: Sequence[str]) -> Iterator[str]:
         for demand, title, scale, digits in (("nll", "NLL", 1, 3), ("ece", "ECE, points", 100, 1)):
             shown = [signed(rows[rival, demand, task], scale, digits) for task in tasks]
             yield f"| `{rival}` | {title} | {' | '.join(shown)} |"
-
-
-def signed(row: Json, scale: float, digits: int) -> str:
-    """Return a difference and its interval.
-
-    >>> signed({"difference": 0.011, "interval": [-0.002, 0.02]}, 100, 1)
-    '+1.1 (-0.2, +2.0)'
-    """
-    value, low, high = (f"{scale * each:+.{digits}f}" for each in (row["difference"], *row["interval"]))
-    return f"{value} ({low}, {high})"

@@ -26,8 +26,8 @@ def shift_detection(asked: Asked, inside: str | None, settings: Settings) -> lis
 
     Scores are read as uncertainties: 1 - maximum probability, the entropy of the answer, minus FEU, mutual information
     over samples, and as a control the length of a question, which any shift of wording may change. ``auroc`` and
-    ``fpr95`` are means over seeds; a score that a method does not have is null, with a
-    reason. Empty where nothing like the training questions was evaluated.
+    ``fpr95`` are means over seeds; a score that a method does not have is null, with a reason. Empty where nothing like
+    the training questions was evaluated.
     """
     if inside is None:
         return []
@@ -35,11 +35,11 @@ def shift_detection(asked: Asked, inside: str | None, settings: Settings) -> lis
     own = _weights(asked, inside, settings, 0)
     task = _task(asked, inside)
     for shifted in (name for name in asked if _task(asked, name) != task):
-        weights = own, _weights(asked, shifted, settings, 1)
+        told = _Told((own, _weights(asked, shifted, settings, 1)))
         for method, runs in asked[inside].items():
             others = {run.run.seed: run for run in asked[shifted].get(method, ())}
             pairs = [(run, others[run.run.seed]) for run in runs if run.run.seed in others]
-            found += [_detection(method, pairs, score, weights, settings) for score in SCORES if pairs]
+            found += [_detection(method, pairs, score, told, settings) for score in SCORES if pairs]
     return found
 
 
@@ -92,11 +92,28 @@ SCORES: Mapping[str, Callable[[Answered], np.ndarray]] = {
 }
 
 
+class _Told:
+    """The AUROC of drawn questions of two tasks, each pair of scores once: FEU has no suffix, and length no method."""
+
+    def __init__(self, weights: tuple[np.ndarray, np.ndarray]):
+        self._weights = weights  # how often each question is drawn, (resample, n)
+        self._known: dict[bytes, np.ndarray] = {}
+
+    def draws(self, scores: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        """Return the AUROC of each resample, (resample,)."""
+        key = b"|".join(side.tobytes() for side in scores)
+        if key not in self._known:
+            blocks = [slice(begin, begin + AT_ONCE) for begin in range(0, len(self._weights[0]), AT_ONCE)]
+            drawn = [ood_auroc_draws(*scores, *(side[block] for side in self._weights)) for block in blocks]
+            self._known[key] = np.concatenate(drawn)
+        return self._known[key]
+
+
 def _detection(
     method: str,
     pairs: Sequence[tuple[Answered, Answered]],
     score: str,
-    weights: tuple[np.ndarray, np.ndarray],
+    told: _Told,
     settings: Settings,
 ) -> Row:
     row: Row = {
@@ -112,18 +129,12 @@ def _detection(
     try:
         scores = [(SCORES[score](inside), SCORES[score](shifted)) for inside, shifted in pairs]
         values = np.array([ood_auroc(*both) for both in scores])
-        draws = np.stack([_draws(both, weights) for both in scores], axis=1)
+        draws = np.stack([told.draws(both) for both in scores], axis=1)
     except Undefined as reason:
         return {**row, "reason": str(reason)}
     found = over_seeds(values, draws, level=settings.level, seed=settings.seed)
     fpr95 = float(np.mean([fpr_at_recall(*both) for both in scores]))
     return {**row, "auroc": found.mean, "interval": np.clip(found.interval, 0, 1).tolist(), "fpr95": fpr95}
-
-
-def _draws(scores: tuple[np.ndarray, np.ndarray], weights: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """Return the AUROC of drawn questions of both tasks, (resample,)."""
-    blocks = [slice(begin, begin + AT_ONCE) for begin in range(0, len(weights[0]), AT_ONCE)]
-    return np.concatenate([ood_auroc_draws(*scores, *(side[block] for side in weights)) for block in blocks])
 
 
 def of_feu(asked: Asked, results: Sequence[Json], controls: Mapping[str, str], settings: Settings) -> list[Row]:
