@@ -20,7 +20,7 @@ from uq4ct import tasks
 from uq4ct.report.answered import Scored
 
 Json = Mapping[str, Any]
-METRICS = ("accuracy", "nll", "brier", "ece", "auroc")
+METRICS = ("accuracy", "nll", "brier", "ece", "auroc", "augrc")
 _PLACE = re.compile(
     r"(<!-- (?P<campaigns>[\w,-]+): (?P<kind>\w+)(?P<args>[^>]*?) -->\n)(?:(?!<!-- ).)*(<!-- end -->)", re.DOTALL
 )
@@ -123,15 +123,16 @@ def _results(found: Json, args: Sequence[str]) -> Iterator[str]:
     task, *chosen = args
     verdicts = {(row["task"], row["method"]): row["verdict"] for row in found["verdicts"]}
     rows = {row["method"]: row for row in found["results"] if row["task"] == task}
-    yield "| method | passes | accuracy % | NLL | Brier | ECE % | calibrated ECE % | AUROC | against the baseline |"
-    yield "|---|---|---|---|---|---|---|---|---|"
+    titles = "accuracy % | NLL | Brier | ECE % | calibrated ECE % | AUROC | AUGRC"
+    yield f"| method | passes | {titles} | against the baseline |"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
     for method in chosen or sorted(rows, key=lambda name: ("+" in name, name)):
         row = rows[method]
         cells = (_cell(row, name, 100 if name in ("accuracy", "ece") else 1) for name in METRICS)
-        accuracy, nll, brier, ece, auroc = cells
+        accuracy, nll, brier, ece, auroc, augrc = cells
         verdict = "baseline" if method == found["baseline"] else verdicts.get((task, method), "-")
-        band = _band(row["ece_null"])
-        yield f"| `{method}` | {row['passes']} | {accuracy} | {nll} | {brier} | {ece} | {band} | {auroc} | {verdict} |"
+        shown = [accuracy, nll, brier, ece, _band(row["ece_null"]), auroc, augrc]
+        yield f"| `{method}` | {row['passes']} | {' | '.join(shown)} | {verdict} |"
 
 
 def _seeds(found: Json, args: Sequence[str]) -> Iterator[str]:
@@ -151,8 +152,8 @@ def _differences(found: Json, args: Sequence[str]) -> Iterator[str]:
     task, *chosen = args
     rows = [row for row in found["differences"] if row["task"] == task]
     by_method = {(row["method"], row["metric"]): row for row in rows}
-    yield "| method | against | accuracy, points | NLL | Brier | ECE, points | AUROC |"
-    yield "|---|---|---|---|---|---|---|"
+    yield "| method | against | accuracy, points | NLL | Brier | ECE, points | AUROC | AUGRC |"
+    yield "|---|---|---|---|---|---|---|---|"
     for method in chosen or dict.fromkeys(row["method"] for row in rows):
         cells = []
         for metric in METRICS:
