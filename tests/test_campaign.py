@@ -18,9 +18,8 @@ import pytest
 
 from uq4ct import campaign, cli, comparing, concluding, protocols
 from uq4ct.campaign import planning
-from uq4ct.campaign.cells import Cell, alone
+from uq4ct.campaign.cells import Cell, alone, trainings_done
 from uq4ct.campaign.estimate import START
-from uq4ct.campaign.job import training_of
 from uq4ct.campaign.specs import parse_methods
 from uq4ct.config import Layer, preset_layers, resolve
 from uq4ct.data import NoData
@@ -150,7 +149,7 @@ def test_options_that_no_number_depends_on_leave_a_finished_cell_finished(questi
 
     kept = only("lora[train.save_steps=6;train.logging_steps=1;train.save_total_limit=3]")
     assert kept.digest == only("lora").digest
-    assert training_of(kept) == training_of(only("lora"))
+    assert kept.training == only("lora").training
     assert only("lora[train.warmup_steps=3]").digest != kept.digest
 
 
@@ -193,7 +192,7 @@ def test_questions_that_were_trained_on_are_counted(questions, tmp_path):
 
 def test_cells_that_share_a_training_are_known_by_their_options(questions, tmp_path):
     def keys(methods: str) -> int:
-        return len({training_of(cell) for cell in plan(questions, tmp_path, methods, [1]).cells})
+        return len({cell.training for cell in plan(questions, tmp_path, methods, [1]).cells})
 
     assert keys("lora,lora+temperature,mc_dropout") == 1
     assert keys("lora,lora[rank=3],mixlora,uq4ct,label_smoothing,blob") == 6
@@ -375,6 +374,28 @@ def test_a_scaled_row_is_estimated_to_cost_no_second_training_and_no_second_answ
     assert scaled.seconds - START < (raw.seconds - START) / 2
 
 
+def test_a_training_of_an_earlier_plan_is_not_estimated_again(questions, tmp_path, monkeypatch):
+    """With one more test set every cell is another one, but what it trains is in the store."""
+    monkeypatch.setattr(ESTIMATE, "flops_per_second", lambda hidden: 1e9)
+
+    def asked(evaluate: list[Source]) -> tuple[Cell, float, int]:
+        made = plan(questions, tmp_path, "lora[train.max_steps=200],lora[train.max_steps=200]+temperature", [1], evaluate=evaluate)
+        outcomes = [campaign.state(cell) for cell in made.cells]
+        seconds = [found.seconds for found in campaign.estimate(made, outcomes).values()]
+        return made.cells[0], sum(seconds), ESTIMATE.disk_bytes(made, made.cells)
+
+    test = str(questions.with_name("test.jsonl"))
+    cell, before, space = asked([(test, None)])
+    other, anew, _ = asked([(test, None), (str(questions), None)])
+    assert other.folder != cell.folder
+    assert anew > before
+    cell.folder.mkdir(parents=True)
+    (cell.folder / "cell.json").write_text(json.dumps({"training": cell.training}))
+    _, found, left = asked([(test, None), (str(questions), None)])
+    assert found < anew / 2
+    assert left < space / 2
+
+
 def test_what_a_method_computes_besides_passes_is_in_its_estimate(questions, tmp_path, monkeypatch):
     monkeypatch.setattr(ESTIMATE, "flops_per_second", lambda hidden: 1e9)
     made = plan(questions, tmp_path, "lora,laplace[curvature_questions=10],early_stopping", [1])
@@ -515,6 +536,7 @@ def test_a_cell_that_another_comparison_works_on_is_waited_for(questions, tmp_pa
     thread.join()
     assert release.is_set()
     assert outcome.status == "complete"
+    assert trainings_done(cell.folder.parent) == {cell.training}
     assert sum("started" in line for line in said) == 1
 
 

@@ -16,12 +16,14 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from uq4ct.config import Config, Layer, resolve
 from uq4ct.errors import UserError
 from uq4ct.manifest import CorruptFolder, is_complete, read_manifest, sha256, write_json
+from uq4ct.methods.base import LoraMethod, MixtureMethod, VariationalMethod
 from uq4ct.runs import Run, Say, code_digest
 
 RECEIPT, FAILED = "cell.json", "failed.json"
@@ -48,6 +50,21 @@ class Cell:
     def name(self) -> str:
         """Name of the cell's folder."""
         return self.folder.name
+
+    @cached_property
+    def training(self) -> str:
+        """SHA-256 that cells have in common which, as far as their options tell, share a training.
+
+        The store knows exactly; this serves to keep such cells from waiting for each other, and to count a cost once.
+        """
+        method = self.config.method
+        plain = isinstance(method, LoraMethod) and not isinstance(method, VariationalMethod)
+        kind = LoraMethod if plain else type(method)
+        options = method.model_dump(mode="json", include=set(kind.model_fields) - {"posthoc"})
+        loss = repr(method.objective()) if isinstance(method, LoraMethod | MixtureMethod) else ""
+        train, data = self.config.train.substance(), self.config.data.model_dump(mode="json")
+        facts = [kind.__name__, options, loss, train, data, self.config.model.name, self.seed]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> str:
         """Return the cell as one line for another process; ``from_json`` reads it back to an equal one."""
@@ -120,6 +137,12 @@ def state(cell: Cell) -> Outcome:
     return Outcome(cell, "interrupted" if begun else "planned")
 
 
+def trainings_done(folder: Path) -> set[str]:
+    """Return the trainings of all finished cells in a campaign's folder of cells, of earlier plans too."""
+    receipts = map(_json, folder.glob(f"*/{RECEIPT}"))
+    return {str(receipt["training"]) for receipt in receipts if "training" in receipt}
+
+
 def work(cell: Cell, *, store: Path, snapshots: Sequence[float], say: Say) -> Outcome:
     """Fit and evaluate a cell, going on where an earlier attempt stopped; a failure is written down, not raised.
 
@@ -148,6 +171,7 @@ def work(cell: Cell, *, store: Path, snapshots: Sequence[float], say: Say) -> Ou
         return fail(cell, "failed", reason)
     names = [_place(run, result) for result in results]
     plain = {"digest": cell.digest, "method": cell.method, "task": cell.task, "seed": cell.seed}
+    plain["training"] = cell.training
     # no time is told for predictions that were found: an interrupted attempt, or another method's, made them
     spent = {"seconds": _since(started), "evaluation_seconds": _since(begun) if len(answered) == len(names) else None}
     write_json(cell.folder / RECEIPT, {**plain, "evaluations": names, **spent})

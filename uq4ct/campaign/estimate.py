@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from statistics import mean
 from typing import Any, Literal, NamedTuple
 
-from uq4ct.campaign.cells import Cell, Outcome
-from uq4ct.campaign.job import training_of
+from uq4ct.campaign.cells import Cell, Outcome, trainings_done
 from uq4ct.campaign.planning import Plan, Size
 
 START = 3.0  # seconds to load questions and a base model
@@ -30,7 +29,8 @@ def estimate(plan: Plan, outcomes: Sequence[Outcome]) -> dict[str, Estimate]:
 
     A finished cell says so itself, and stands for the others of its method on its task. The rest is arithmetic at this
     machine's measured speed, corrected by how long finished cells really took; a training that cells share counts once,
-    and so do answers, which a post-hoc calibration takes from the method without it.
+    and not at all where a finished cell of another plan has it, with fewer test sets for example; answers, which a
+    post-hoc calibration takes from the method without it, count once too.
     """
     done = {outcome.cell.name: outcome.seconds for outcome in outcomes if outcome.seconds}
     like: dict[tuple[str, str], list[float]] = {}
@@ -42,7 +42,7 @@ def estimate(plan: Plan, outcomes: Sequence[Outcome]) -> dict[str, Estimate]:
     speed = flops_per_second(sizes[todo[0].name].hidden) if todo else 1.0
     raw = {cell.name: _seconds(cell, sizes[cell.name], speed, True, True) for cell in plan.cells}
     correction = sum(done.values()) / sum(raw[name] for name in done) if done else 1.0
-    shared: set[str] = {part for cell in plan.cells if cell.name in done for part in _shared(cell)}
+    shared = {part for cell in plan.cells if cell.name in done for part in _shared(cell)} | _trained_before(plan)
     found: dict[str, Estimate] = {}
     for cell in plan.cells:
         if seconds := done.get(cell.name):
@@ -59,8 +59,12 @@ def estimate(plan: Plan, outcomes: Sequence[Outcome]) -> dict[str, Estimate]:
 
 def _shared(cell: Cell) -> tuple[str, str]:
     """Return what stands for a cell's training, and for its raw answers: other cells may have the same."""
-    method, training = cell.config.method, training_of(cell)
-    return training, f"{training} {method.name} {method.options()}"
+    method = cell.config.method
+    return cell.training, f"{cell.training} {method.name} {method.options()}"
+
+
+def _trained_before(plan: Plan) -> set[str]:
+    return {training for folder in {cell.folder.parent for cell in plan.cells} for training in trainings_done(folder)}
 
 
 def flops_per_second(hidden: int) -> float:
@@ -85,12 +89,18 @@ def flops_per_second(hidden: int) -> float:
 
 
 def disk_bytes(plan: Plan, todo: Sequence[Cell]) -> int:
-    """Return about how many bytes the cells that are still to run will take: adapters, checkpoints, predictions."""
-    total = 0
+    """Return about how many bytes the cells that are still to run will take: adapters, checkpoints, predictions.
+
+    Cells that share a training have its files in common.
+    """
+    total, trained = 0, _trained_before(plan)
     for cell in todo:
         size = plan.sizes[cell.name]
-        kept = 7 * _trainings(cell) + len(cell.config.method.snapshots)  # two checkpoints, each with two Adam moments
-        total += 4 * size.trainable * kept + size.answers * ROW_BYTES
+        total += size.answers * ROW_BYTES
+        if cell.training not in trained:
+            trained.add(cell.training)
+            states = 7 * _trainings(cell)  # an adapter and two checkpoints of it, each with two Adam moments
+            total += 4 * size.trainable * (states + len(cell.config.method.snapshots))
     return total
 
 

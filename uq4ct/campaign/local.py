@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from uq4ct.campaign import worker as attendant
 from uq4ct.campaign.cells import Cell, fail, state
-from uq4ct.campaign.job import RETRIES, Job, training_of
+from uq4ct.campaign.job import RETRIES, Job
 from uq4ct.interruption import StopSignal
 
 AGAIN = 1.0  # seconds before a cell is tried again that another campaign works on
@@ -78,8 +78,8 @@ class _Office:
         """Take the first cell that shares no training with a running one, else the first."""
         now = time.monotonic()
         ready = [cell for cell in self.waiting if self._not_before.get(cell.name, 0.0) <= now]
-        taken = {training_of(worker.cell) for worker in self.crew if worker.cell}
-        free = [cell for cell in ready if training_of(cell) not in taken]
+        taken = {worker.cell.training for worker in self.crew if worker.cell}
+        free = [cell for cell in ready if cell.training not in taken]
         for cell in (free or ready)[:1]:
             self.waiting.remove(cell)
             return cell
