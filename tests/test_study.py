@@ -54,8 +54,10 @@ RESULTS = {
     "results": [
         {
             "task": "tiny", "split": "test", "method": method, "passes": 1, "n": 10, "seeds": [1, 2], "feu": None, "accuracy": 0.5,
-            "nll": 1.25, "brier": 0.5, "ece": 0.125, "auroc": None, "ece_null": {"low": 0.01, "high": 0.04},
-            "intervals": {"accuracy": [0.4, 0.6], "nll": [1.0, 1.5], "brier": None, "ece": [0.0, 0.2], "auroc": None},
+            "nll": 1.25, "brier": 0.5, "ece": 0.125, "auroc": None, "augrc": 0.25,
+            "ece_null": {"low": 0.01, "high": 0.04},
+            "intervals": {"accuracy": [0.4, 0.6], "nll": [1.0, 1.5], "brier": None, "ece": [0.0, 0.2],
+                          "auroc": None, "augrc": [0.2, 0.3]},
             "values": {name: [0.25, 0.75] for name in ("accuracy", "nll", "brier", "ece", "auroc", "feu")},
         }
         for method in ("uq4ct", "lora")
@@ -76,11 +78,11 @@ def test_a_page_is_filled_from_the_results_again_and_again(tmp_path):
     write_tables(docs)
     found = (docs / "study.md").read_text()
     assert (
-        "| `lora` | 1 | 50.0 (40.0-60.0) | 1.250 (1.000-1.500) | 0.500 | 12.5 (0.0-20.0) | 1.0-4.0 | - | baseline |"
+        "| `lora` | 1 | 50.0 (40.0-60.0) | 1.250 (1.000-1.500) | 0.500 | 12.5 (0.0-20.0) | 1.0-4.0 | - | 0.250 (0.200-0.300) | baseline |"
         in found
     )
     assert (
-        "| `uq4ct` | 1 | 50.0 (40.0-60.0) | 1.250 (1.000-1.500) | 0.500 | 12.5 (0.0-20.0) | 1.0-4.0 | - | worse |"
+        "| `uq4ct` | 1 | 50.0 (40.0-60.0) | 1.250 (1.000-1.500) | 0.500 | 12.5 (0.0-20.0) | 1.0-4.0 | - | 0.250 (0.200-0.300) | worse |"
         in found
     )
     assert found.index("`lora`") < found.index("`uq4ct`")
@@ -150,7 +152,13 @@ def test_an_axis_sets_campaigns_below_each_other(tmp_path):
             {"shifted": "away", "method": "uq4ct", "score": "feu", "auroc": 0.75, "interval": [0.5, 1.0]},
             {"shifted": "away", "method": "lora", "score": "feu", "auroc": None, "interval": None, "reason": "no FEU"},
         ]
-        return {"title": title, "baseline": "lora", "results": results, "differences": differences, "shift_detection": told}
+        return {
+            "title": title,
+            "baseline": "lora",
+            "results": results,
+            "differences": differences,
+            "shift_detection": told,
+        }
 
     scaled = ["lora", "lora+temperature", "uq4ct", "uq4ct+temperature", "uq4ct+familiarity"]
     founds = [found("few questions", scaled), found("many", ["uq4ct"])]
@@ -364,7 +372,9 @@ def test_the_tables_of_the_pages_are_those_of_the_kept_results(tmp_path):
         for place in _PLACE.finditer(text):
             lines = table(place, study.DOCS / "study")
             assert lines is not None, (page.name, place["campaigns"])
-            assert all(CAMPAIGNS[name].get("title") for name in place["campaigns"].split(",") if "," in place["campaigns"])
+            assert all(
+                CAMPAIGNS[name].get("title") for name in place["campaigns"].split(",") if "," in place["campaigns"]
+            )
             assert "\n".join(lines) in place[0], (page.name, place[1])
         for name, drawn in figures_across(text, study.DOCS / "study"):
             assert (study.DOCS / "study" / name).read_text(encoding="utf-8") == drawn, name
