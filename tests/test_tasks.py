@@ -259,6 +259,21 @@ def test_a_task_is_named_with_its_split():
             data.load(source)
 
 
+def test_a_split_that_stands_in_for_one_that_is_not_there_keeps_its_own_name(tmp_path):
+    """So that the same evaluation is called the same where the test split is at hand, and where it is not."""
+    (tmp_path / "sciq").mkdir()
+    row = {"question": "q", "correct_answer": "a", "distractor1": "b", "distractor2": "c", "distractor3": "d"}
+    (tmp_path / "sciq" / "validation.jsonl").write_text(json.dumps(row) + "\n")
+    found = data.load("sciq", root=tmp_path)
+    assert (found.split, found.default_split) == ("validation", False)
+    assert found.notes[0] == f"sciq: no test split in {tmp_path}, so validation is read"
+    named = data.load("sciq:validation", root=tmp_path)
+    assert (named.split, named.default_split, named.sha256) == ("validation", False, found.sha256)
+    assert not any("is read" in note for note in named.notes)
+    (tmp_path / "sciq" / "validation.jsonl").rename(tmp_path / "sciq" / "test.jsonl")
+    assert data.load("sciq", root=tmp_path).default_split
+
+
 def test_training_on_the_split_that_is_measured_on_is_told():
     (note,) = data.load("tiny:test", training=True).notes
     assert note.startswith("tiny: its test split is trained on")

@@ -37,7 +37,7 @@ class QuestionSet:
 
     ``path`` is a file, a folder or a hub id; ``sha256`` is that of the file, or of the rows read from the hub;
     ``revision`` is the commit of a hub data set where it is known. ``notes`` are remarks for the user.
-    ``default_split`` tells whether this is the split that is read when none is named.
+    ``default_split`` tells whether this is the split that is read when none is named, and all are there.
     """
 
     name: str
@@ -235,9 +235,8 @@ def _load_task(
 ) -> QuestionSet:
     folder = _BUNDLED if task.hub_id is None else None if str(root) == "hub" else Path(root)
     notes: list[str] = []
-    measured_on = _evaluation_split(task, folder, [] if training else notes)
-    default = "train" if training else measured_on
-    split = split or default
+    measured_on = _evaluation_split(task, folder, [] if training or split else notes)
+    split = split or ("train" if training else measured_on)
     parts = task.parts(split)
     _check_present(task, split, folder, parts)
     if training and split == measured_on:
@@ -260,7 +259,7 @@ def _load_task(
         revision=commits[0],
         notes=(*notes, *(note for read in reads for note in read.notes)),
         skipped=tuple(row for read in reads for row in read.rejected),
-        default_split=split == default,
+        default_split=split == ("train" if training else task.evaluation_splits[0]),
     )
 
 
