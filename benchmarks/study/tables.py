@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.study import axes, scores, target
 from benchmarks.study.figures import figures
 from benchmarks.study.shown import interval, signed, spread
+from uq4ct import tasks
 from uq4ct.report.answered import Scored
 
 Json = Mapping[str, Any]
@@ -31,9 +32,8 @@ def keep(results: Path, path: Path, campaign: Json | None = None) -> None:
     if unfinished := [cell for cell in found["cells"] if cell["status"] != "complete"]:
         print(f"{results}: {len(unfinished)} cells are not finished; what is written leaves them out", file=sys.stderr)
     finished = finished_cells(found, results.parent)
-    folders = {place.name for run in finished for place in (run.folder / "evaluations").glob("*")}
     for name in ("results", "differences", "verdicts", "feu_usefulness"):
-        found[name] = [{**row, "task": _evaluation(row, folders)} for row in found[name]]
+        found[name] = [{**row, "task": _evaluation(row)} for row in found[name]]
     rows = found["results"]
     own = ("task", "method", "passes", "n", "seeds", "feu", "ece_null", *METRICS)
     kept = {
@@ -66,16 +66,14 @@ def finished_cells(found: Json, folder: Path) -> list[Scored]:
     ]
 
 
-def _evaluation(row: Json, folders: Collection[str]) -> str:
+def _evaluation(row: Json) -> str:
     """Return what the folder of an evaluation is called: the task, and its split where that is not the usual one.
 
-    >>> _evaluation({"task": "arc_easy", "split": "validation"}, {"arc_easy", "arc_easy.validation", "boolq"})
-    'arc_easy.validation'
-    >>> _evaluation({"task": "boolq", "split": "validation"}, {"arc_easy", "arc_easy.validation", "boolq"})
-    'boolq'
+    >>> _evaluation({"task": "arc_easy", "split": "validation"}), _evaluation({"task": "boolq", "split": "validation"})
+    ('arc_easy.validation', 'boolq')
     """
-    full = f"{row['task']}.{row['split']}"
-    return full if full in folders else row["task"]
+    usual = tasks.get(row["task"]).evaluation_splits[0]
+    return row["task"] if row["split"] == usual else f"{row['task']}.{row['split']}"
 
 
 def write_tables(docs: Path) -> None:
