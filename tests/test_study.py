@@ -300,6 +300,11 @@ def test_another_score_may_stand_in_for_feu(tmp_path):
     assert list(scores.table({"scores": found}, ["coins"]))[2].startswith(f"| `lora` | confidence | {nll(best):.3f} |")
 
 
+def share(n: int) -> float:
+    """Some share of tokens that were seen in training, of a question of n."""
+    return int(n) // 2 % 3 / 10
+
+
 def runs_whose_feu_is_length(folder):
     """Two seeds of two methods: FEU is 0.2 + 3 / n of n tokens, a little less on dice; lengths are kept in another order."""
     generator, runs = np.random.default_rng(5), []
@@ -312,13 +317,16 @@ def runs_whose_feu_is_length(folder):
                 feu = 0.2 + 3 / n - (1e-4 if task == "dice" else 0) if method == "uq4ct" else None
                 run = scored(folder / "cells", method, seed, seen, answer, task=task, feu=feu)
             shutil.copy(run.folder / "evaluations" / "coins" / "predictions.jsonl", run.folder / "calibration.jsonl")
-            known = {
-                part: {f"{task}-{i}": -float(np.log(tokens[task][i])) for i in generator.permutation(60)}
-                for part, task in (("calibration", "coins"), ("coins", "coins"), ("dice", "dice"))
-            }
+            lengths, shares = (
+                {
+                    part: {f"{task}-{i}": value(tokens[task][i]) for i in generator.permutation(60)}
+                    for part, task in (("calibration", "coins"), ("coins", "coins"), ("dice", "dice"))
+                }
+                for value in (lambda n: -float(np.log(n)), share)
+            )
             place = features.place_of(run.folder)
             place.parent.mkdir(exist_ok=True)
-            place.write_text(json.dumps({"length": known}))
+            place.write_text(json.dumps({"seen": shares, "length": lengths}))
             runs.append(run)
     return runs, tokens
 
@@ -339,9 +347,15 @@ def test_what_length_explains_is_taken_out_of_feu(tmp_path):
     assert feu["auroc"] == pytest.approx(np.mean([a <= b for a, b in pairs])) != pytest.approx(longer)
     assert 0.9 < longer < 1
     assert feu["length"] == pytest.approx(-1)
-    alike = [a <= b for a, b in pairs if abs(np.log(a) - np.log(b)) <= scores.ALIKE]
-    assert feu["alike"] == pytest.approx(np.mean(alike))
-    assert 0 < np.mean(alike) < 1
+    alike = [(a, b) for a, b in pairs if abs(np.log(a) - np.log(b)) <= 0.05]
+    worded = [(a, b) for a, b in alike if abs(share(a) - share(b)) <= 0.02]
+    for key, some in (("alike", alike), ("worded", worded)):
+        told = np.mean([a <= b for a, b in some])
+        assert feu[key] == pytest.approx(told)
+        assert feu[f"{key}_by_seed"] == [pytest.approx(told)] * 2
+        assert 0 < told < 1
+    assert feu["alike"] != feu["worded"]
+    assert [score for method, score, task in rows if (method, task) == ("lora", "dice")][-2:] == ["length", "seen"]
     left = scores._without_length({"length": -np.log(tokens["coins"]), "feu": 0.2 + 3 / tokens["coins"]})
     assert left({"length": -np.log(tokens["dice"]), "feu": 0.3 + 3 / tokens["dice"]}) == pytest.approx(0.1)
     assert rest["auroc"] == 1.0 != pytest.approx(longer)  # what is left is the little that dice have less
@@ -352,10 +366,10 @@ def test_what_length_explains_is_taken_out_of_feu(tmp_path):
     assert other["interval"][0] < other["difference"] < other["interval"][1]
     assert "difference" not in feu
     lines = list(scores.table({"scores": list(rows.values())}, ["coins", "dice"]))
-    assert lines[0].endswith("`dice`: NLL | ECE % | AUROC of the shift | at equal length |")
+    assert lines[0].endswith("`dice`: NLL | ECE % | AUROC of the shift | at equal length | and words |")
     (shown,) = [line for line in lines if line.startswith("| `lora` | length | -1.00 |")]
     assert f"{other['nll']:.3f}: {target.signed(other, 1, 3)}" in shown
-    assert {line.count("|") for line in lines} == {10}
+    assert {line.count("|") for line in lines} == {11}
 
 
 def test_features_of_some_seeds_alone_are_no_result(tmp_path):

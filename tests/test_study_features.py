@@ -10,7 +10,7 @@ from encoder_toys import save
 from sklearn.covariance import LedoitWolf
 
 from benchmarks.study.features import features, log_lengths, nearness, place_of, read, write_nearness
-from uq4ct import fitting
+from uq4ct import data, fitting
 from uq4ct.answering import UQModel
 from uq4ct.config import Layer, resolve
 from uq4ct.errors import UserError
@@ -76,14 +76,14 @@ def test_nearness_by_hand():
 
 def test_a_cell_keeps_what_its_scores_need(run):
     write_nearness(run, [])
-    assert set(read(place_of(run))) == {"length"}
+    assert set(read(place_of(run))) == {"length", "seen"}
     write_nearness(run, [], with_features=["calibration"])  # what is there does not have all that is asked for
     found = read(place_of(run))
     assert place_of(run) == run.parents[1] / "features" / "lora-1.json"
     kept = set(json.loads((run / "splits.json").read_text())["calibration"])
     assert len(kept) == 6
     assert {kind: set(parts["calibration"]) for kind, parts in found.items()} == dict.fromkeys(
-        ("length", "mahalanobis", "nearest"), kept
+        ("length", "seen", "mahalanobis", "nearest"), kept
     )
     before = place_of(run).stat().st_mtime_ns
     write_nearness(run, [])
@@ -99,6 +99,23 @@ def test_length_is_the_mean_over_the_texts_that_a_model_sees(run):
     assert log_lengths(model, [question]) == [pytest.approx(np.log(np.mean(seen)))]
 
 
+def test_seen_are_the_tokens_that_the_questions_to_fit_have_and_not_those_kept_for_calibration(run):
+    model, parts = UQModel.load(run), json.loads((run / "splits.json").read_text())
+    training = data.load(str(model.config.data.source), config=model.config.data, training=True).questions
+    used = set()
+    for example in model.encoder.encode_all([q for q in training if q.id not in parts["calibration"]]):
+        used |= {*example["input_ids"], *(token for option in example["option_ids"] for token in option)}
+    write_nearness(run, [])
+    found = read(place_of(run))["seen"]["calibration"]
+    for question in training:
+        if question.id in parts["calibration"]:
+            (example,) = model.encoder.encode_all([question])
+            texts = [[*example["input_ids"], *option] for option in example["option_ids"]]
+            known = [token in used for text in texts for token in text]
+            assert found[question.id] == pytest.approx(np.mean(known))
+    assert 0.5 < min(found.values()) < 1  # the number of a question kept is in no other
+
+
 def test_features_of_a_model_without_pairs_are_refused(tmp_path):
     given = {
         "method": {"name": "lora"},
@@ -111,5 +128,4 @@ def test_features_of_a_model_without_pairs_are_refused(tmp_path):
     with pytest.raises(UserError, match="features are what an encoder's head on pairs"):
         write_nearness(tmp_path / "cells" / "tiny-1", ["tiny-near"], with_features=["tiny-near"])
     write_nearness(tmp_path / "cells" / "tiny-1", ["tiny-near"])
-    (kind,) = read(tmp_path / "features" / "tiny-1.json")
-    assert kind == "length"
+    assert set(read(tmp_path / "features" / "tiny-1.json")) == {"length", "seen"}

@@ -2,13 +2,13 @@
 
 Two distances that need nothing but the forward pass of the answer, and what is stored of the training's questions:
 Mahalanobis' to one Gaussian (Lee et al. 2018, without classes) and that to the tenth nearest (Sun et al. 2022). Beside
-them what needs no model at all: how short a question is.
+them what needs a tokenizer and no model: how short a question is, and how much of it the training's questions use.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from uq4ct.scoring import in_batches, score
 from uq4ct.types import Question
 
 NEAREST = 10  # the neighbour whose distance counts
+TEXTUAL = ("length", "seen")
 DISTANCES = ("mahalanobis", "nearest")
 Rows = list[np.ndarray]  # of each question, (choice, feature)
 
@@ -39,12 +40,13 @@ def place_of(folder: Path) -> Path:
 def write_nearness(folder: Path, tasks: Sequence[str], with_features: Sequence[str] = ()) -> None:
     """Write how near the calibration questions of a run and those of some tasks are: kind -> part -> id -> nearness.
 
-    The length is written of all tasks, the distances of those ``with_features``; what a file has is not computed again.
+    Length and share of seen tokens are written of all tasks, the distances of those ``with_features``; what a file has
+    is not computed again.
     Raises UserError where features are asked of other than an encoder's head on pairs.
     """
     path, parts = place_of(folder), ["calibration", *tasks]
     measured = ["calibration", *with_features] if with_features else []
-    wanted = {"length": parts} | {kind: measured for kind in DISTANCES if measured}
+    wanted = dict.fromkeys(TEXTUAL, parts) | {kind: measured for kind in DISTANCES if measured}
     found = {kind: dict(known) for kind, known in read(path).items()}
     if all(set(own) <= found.get(kind, {}).keys() for kind, own in wanted.items()):
         return
@@ -57,9 +59,12 @@ def write_nearness(folder: Path, tasks: Sequence[str], with_features: Sequence[s
     asked: dict[str, Sequence[Question]] = {"calibration": calibration}
     for task in tasks:  # called as evaluations are, arc_easy.validation
         asked[task] = data.load(task.replace(".", ":"), root=config.root, config=config).questions
+    known = frozenset().union(*map(_tokens, model.encoder.encode_all(fit)))
     for part, questions in asked.items():
-        lengths = {q.id: -log for q, log in zip(questions, log_lengths(model, questions), strict=True)}
-        found.setdefault("length", {})[part] = lengths
+        short = [-log for log in log_lengths(model, questions)]
+        textual = {"length": short, "seen": shares(model, questions, known)}
+        for kind, values in textual.items():
+            found.setdefault(kind, {})[part] = {q.id: value for q, value in zip(questions, values, strict=True)}
     absent = [part for part in measured if any(part not in found.get(kind, {}) for kind in DISTANCES)]
     near = nearness(features(model, fit)) if absent else {}
     for part in absent:
@@ -74,6 +79,21 @@ def log_lengths(model: UQModel, questions: Sequence[Question]) -> list[float]:
     """Return the logarithm of the tokens that the model sees of each question, mean over the texts that it sees."""
     examples = model.encoder.encode_all(questions)
     return [float(np.log(tokens_of(example) / len(example.get("option_ids", [[]])))) for example in examples]
+
+
+def shares(model: UQModel, questions: Sequence[Question], known: Collection[int]) -> list[float]:
+    """Return which share of the tokens that the model sees of each question are among the known ones."""
+    texts = map(_tokens, model.encoder.encode_all(questions))
+    return [sum(token in known for token in tokens) / len(tokens) for tokens in texts]
+
+
+def _tokens(example: Mapping[str, Any]) -> list[int]:
+    """Return the tokens that a model sees of an encoded question: with every option of its own those of the prompt.
+
+    >>> _tokens({"input_ids": [5, 6], "option_ids": [[7], [8, 9]]}), _tokens({"input_ids": [5, 6]})
+    ([5, 6, 7, 5, 6, 8, 9], [5, 6])
+    """
+    return [token for option in example.get("option_ids", [[]]) for token in (*example["input_ids"], *option)]
 
 
 def features(model: UQModel, questions: Sequence[Question]) -> Rows:

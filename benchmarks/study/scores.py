@@ -34,15 +34,16 @@ SCORES: Mapping[str, Callable[[Prediction], np.ndarray | None]] = {
     "energy": lambda prediction: logsumexp(prediction.logits[:, 0], axis=1),  # Liu et al. 2020, negated
 }
 REST = "feu, length taken out"
-ALIKE = 0.05  # questions are of equal length whose log numbers of tokens differ by no more
+ALIKE = {"length": 0.05, "seen": 0.02}  # questions are alike whose log numbers of tokens, shares differ by no more
 
 
 def scores_of(finished: Sequence[Scored], asked: Json) -> list[dict[str, Any]]:
     """Return a row for each method, score and task asked for, means over seeds.
 
-    NLL and ECE of familiarity scaling by that score; where the task is one of ``shifted``, which maps it to the task it
-    is told from, the AUROC of telling it, and that among questions of equal length; Spearman's correlation with the
-    length; and how far the NLL is from that of ``ours``, a method and its score, on the same seeds and questions.
+    NLL and ECE of familiarity scaling by that score; where the task is one of ``shifted``, which maps it to the one it
+    is told from, the AUROC of telling it, that among questions of equal length, and among those with an equal share of
+    tokens of the training, too; Spearman's correlation with the length; and how far the NLL is from that of ``ours``, a
+    method and its score, on the same seeds and questions.
     Raw logits and one sample only: ``methods`` are single-pass ones without a suffix. Raises ValueError where the
     length is known of some runs and not of all.
     """
@@ -59,8 +60,10 @@ def scores_of(finished: Sequence[Scored], asked: Json) -> list[dict[str, Any]]:
     for (method, name, task), by_seed in found.items():
         own = [by_seed[seed] for seed in sorted(by_seed)]
         row = {"method": method, "score": name, "task": task, "seeds": len(own)}
-        row |= {key: _mean([getattr(each, key) for each in own]) for key in ("ece", "auroc", "alike", "length")}
-        row["alike_by_seed"] = [each.alike for each in own] if row["alike"] is not None else None
+        for key in ("ece", "auroc", "alike", "worded", "length"):
+            row[key] = _mean([getattr(each, key) for each in own])
+        for key in ("alike", "worded"):
+            row[f"{key}_by_seed"] = [getattr(each, key) for each in own] if row[key] is not None else None
         row["nll"] = float(np.mean([each.losses.mean() for each in own]))
         ours = found.get((*asked["ours"], task)) if "ours" in asked else None
         if ours and (method, name) != tuple(asked["ours"]):
@@ -76,6 +79,7 @@ class _Measured(NamedTuple):
     ece: float
     auroc: float
     alike: float
+    worded: float
     length: float
 
 
@@ -109,26 +113,27 @@ def _answered(scaled: Prediction, answer: np.ndarray) -> tuple[np.ndarray, float
 
 def _told(
     name: str, own: Mapping[str, np.ndarray], home: Mapping[str, np.ndarray] | None
-) -> tuple[float, float, float]:
-    """Return the AUROC of telling the shift by a score, that at equal length, and how the score goes with length."""
+) -> tuple[float, float, float, float]:
+    """Return the AUROC of telling the shift by a score, that at equal length and that with equal words, and Spearman's
+    correlation with length."""
     shift = np.nan if home is None else ood_auroc(-home[name], -own[name])
-    if "length" not in own:
-        return shift, np.nan, np.nan
-    long = float(spearmanr(own[name], -own["length"])[0])
-    if home is None:
-        return shift, np.nan, long
-    return shift, auroc_at_equal_length(home[name], own[name], home["length"], own["length"]), long
+    long = float(spearmanr(own[name], -own["length"])[0]) if "length" in own else np.nan
+    alike, among = [np.nan, np.nan], True
+    for place, (kind, apart) in enumerate(ALIKE.items()):
+        if home is not None and kind in own:
+            among = among & (np.abs(home[kind][:, None] - own[kind]) <= apart)
+            alike[place] = auroc_among(home[name], own[name], among)
+    return shift, *alike, long
 
 
-def auroc_at_equal_length(home: np.ndarray, shifted: np.ndarray, at_home: np.ndarray, away: np.ndarray) -> float:
-    """Return the chance that a shifted question's score is lower than a home one's of equal length, ties counting 1/2.
+def auroc_among(home: np.ndarray, shifted: np.ndarray, pairs: np.ndarray) -> float:
+    """Return the chance that a shifted question's score is lower than a home one's, ties counting 1/2, NaN without any.
 
-    Of all pairs whose log lengths, ``at_home`` and ``away``, differ by no more than ``ALIKE``; NaN where there is none.
+    Of the ``pairs`` alone, a mask (home, shifted).
 
-    >>> auroc_at_equal_length(np.array([5.0, 9.0]), np.array([4.0, 6.0]), np.array([1.0, 3.0]), np.array([1.0, 1.0]))
+    >>> auroc_among(np.array([5.0, 9.0]), np.array([4.0, 6.0]), np.array([[True, True], [False, False]]))
     0.5
     """
-    pairs = np.abs(at_home[:, None] - away) <= ALIKE
     wins = (home[:, None] > shifted) + 0.5 * (home[:, None] == shifted)
     return float(wins[pairs].mean()) if pairs.any() else float("nan")
 
@@ -156,7 +161,8 @@ def _mean(values: Sequence[float]) -> float | None:
 def _scores(prediction: Prediction, part: str, near: Json) -> dict[str, np.ndarray]:
     """Return the scores of each question of a part, (item,), large where it looks like those of the training."""
     found = {name: found for name, score in SCORES.items() if (found := score(prediction)) is not None}
-    known = {kind: parts[part] for kind, parts in near.items() if part in parts}
+    kinds = (*features.TEXTUAL, *features.DISTANCES)
+    known = {kind: near[kind][part] for kind in kinds if part in near.get(kind, {})}
     return found | {kind: np.array([values[name] for name in prediction.ids]) for kind, values in known.items()}
 
 
@@ -178,12 +184,13 @@ def table(found: Json, args: Sequence[str]) -> Iterator[str]:
     """Return NLL and ECE of the tasks named, one line for each method and score, and of a shift how well it is told.
 
     *with length*: Spearman's correlation of the score with a question's length, on the first task. Behind a colon: how
-    far the NLL is above that of ours. In brackets behind an AUROC: the least and the largest of a seed.
+    far the NLL is above that of ours. In brackets behind an AUROC: the least and the largest of a seed. *and words*: at
+    equal length and an equal share of tokens of the training.
     """
     rows = {(row["method"], row["score"], row["task"]): row for row in found["scores"]}
     shifted = {row["task"] for row in found["scores"] if row.get("auroc") is not None}
     long = any(row.get("length") is not None for row in found["scores"])
-    told = " | AUROC of the shift" + (" | at equal length" if long else "")
+    told = " | AUROC of the shift" + (" | at equal length | and words" if long else "")
     heads = [f"`{task}`: NLL | ECE %" + (told if task in shifted else "") for task in args]
     yield f"| method | score | {'with length | ' if long else ''}{' | '.join(heads)} |"
     yield "|---|---|" + "---|" * sum(head.count("|") + 1 for head in heads) + "---|" * long
@@ -196,5 +203,6 @@ def table(found: Json, args: Sequence[str]) -> Iterator[str]:
             shown.append(number(cell.get("nll")) + (f": {signed(cell, 1, 3)}" if "difference" in cell else ""))
             shown.append(number(100 * cell["ece"] if cell else None, ".1f"))
             if task in shifted:
-                shown += [number(cell.get("auroc"))] + ([seeds(cell.get("alike_by_seed"))] if long else [])
+                shown.append(number(cell.get("auroc")))
+                shown += [seeds(cell.get(f"{key}_by_seed")) for key in ("alike", "worded")] if long else []
         yield f"| `{method}` | {score} | {' | '.join(shown)} |"
