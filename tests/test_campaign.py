@@ -374,26 +374,38 @@ def test_a_scaled_row_is_estimated_to_cost_no_second_training_and_no_second_answ
     assert scaled.seconds - START < (raw.seconds - START) / 2
 
 
-def test_a_training_of_an_earlier_plan_is_not_estimated_again(questions, tmp_path, monkeypatch):
-    """With one more test set every cell is another one, but what it trains is in the store."""
+def test_a_training_that_another_plan_has_made_is_not_estimated_again(questions, tmp_path, monkeypatch):
+    """With one more test set every cell is another one, but what it trains is in the store; not so with other code."""
     monkeypatch.setattr(ESTIMATE, "flops_per_second", lambda hidden: 1e9)
+    test, long = str(questions.with_name("test.jsonl")), "[train.max_steps=200]"
 
-    def asked(evaluate: list[Source]) -> tuple[Cell, float, int]:
-        made = plan(questions, tmp_path, "lora[train.max_steps=200],lora[train.max_steps=200]+temperature", [1], evaluate=evaluate)
-        outcomes = [campaign.state(cell) for cell in made.cells]
-        seconds = [found.seconds for found in campaign.estimate(made, outcomes).values()]
-        return made.cells[0], sum(seconds), ESTIMATE.disk_bytes(made, made.cells)
+    def planned(methods: str, *further: str) -> tuple[Cell, float, float]:
+        """Return the first cell, and the seconds and bytes of all."""
+        methods = ",".join(name + long for name in methods.split(","))
+        made = plan(questions, tmp_path, methods, [1], evaluate=[(source, None) for source in (test, *further)])
+        found = campaign.estimate(made, [campaign.state(cell) for cell in made.cells])
+        return made.cells[0], sum(one.seconds for one in found.values()), ESTIMATE.disk_bytes(made, made.cells)
 
-    test = str(questions.with_name("test.jsonl"))
-    cell, before, space = asked([(test, None)])
-    other, anew, _ = asked([(test, None), (str(questions), None)])
-    assert other.folder != cell.folder
-    assert anew > before
+    cell, alone, space = planned("lora")
+    training = alone - planned("zero_shot")[1]
+    assert planned("lora,mc_dropout")[2] < 1.1 * space  # one adapter
+    _, three, _ = planned("deep_ensemble")
+    both = planned("lora,deep_ensemble")[1]
+    assert both - alone > 1.8 * training  # two more trainings: the first member is the LoRA
+    anew = planned("lora", str(questions))
+    assert anew[0].folder != cell.folder
+    stopped = planned("lora,early_stopping", str(questions))
+
     cell.folder.mkdir(parents=True)
-    (cell.folder / "cell.json").write_text(json.dumps({"training": cell.training}))
-    _, found, left = asked([(test, None), (str(questions), None)])
-    assert found < anew / 2
-    assert left < space / 2
+    receipt = {"digest": "another", "training": cell.training, "trainings": 1}
+    (cell.folder / "cell.json").write_text(json.dumps(receipt))
+    found = planned("lora", str(questions))
+    assert anew[1] - found[1] > 0.8 * training
+    assert found[2] < anew[2] / 2
+    assert planned("deep_ensemble", str(questions))[1] > three - 1.2 * training  # but for the first member
+    assert planned("lora,early_stopping", str(questions))[1:] == stopped[1:]  # its states on the way are gone
+    monkeypatch.setattr("uq4ct.campaign.cells.code_digest", lambda label=None: f"other code of {label}")
+    assert planned("lora", str(questions))[1:] == anew[1:]
 
 
 def test_what_a_method_computes_besides_passes_is_in_its_estimate(questions, tmp_path, monkeypatch):
@@ -536,7 +548,8 @@ def test_a_cell_that_another_comparison_works_on_is_waited_for(questions, tmp_pa
     thread.join()
     assert release.is_set()
     assert outcome.status == "complete"
-    assert trainings_done(cell.folder.parent) == {cell.training}
+    assert trainings_done(cell.folder.parent) == {cell.training: 0}  # zero_shot trains nothing
+    assert trainings_done(cell.folder.parent, [cell.name]) == {}
     assert sum("started" in line for line in said) == 1
 
 

@@ -14,9 +14,8 @@ import json
 import re
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +31,11 @@ Status = Literal["complete", "failed", "diverged", "interrupted", "planned"]
 
 @dataclass(frozen=True)
 class Cell:
-    """What is fitted, and where it is evaluated. ``digest`` stands for all of it; ``config.output`` has the folder."""
+    """What is fitted, and where it is evaluated. ``digest`` stands for all of it; ``config.output`` has the folder.
+
+    ``training`` is what cells have in common that share a training, or the first of several, as far as can be told
+    before it. The store knows exactly; this keeps such cells from waiting for each other, and counts a cost once.
+    """
 
     method: str  # as the user wrote it: "lora", "uq4ct[top_k=3]", "mixlora+temperature"
     task: str  # name of what it is trained on
@@ -40,6 +43,7 @@ class Cell:
     config: Config
     evaluate: tuple[tuple[str, str | None], ...]  # (source, split, or None for its default) to evaluate on
     digest: str = ""
+    training: str = ""
 
     @property
     def folder(self) -> Path:
@@ -51,24 +55,10 @@ class Cell:
         """Name of the cell's folder."""
         return self.folder.name
 
-    @cached_property
-    def training(self) -> str:
-        """SHA-256 that cells have in common which, as far as their options tell, share a training.
-
-        The store knows exactly; this serves to keep such cells from waiting for each other, and to count a cost once.
-        """
-        method = self.config.method
-        plain = isinstance(method, LoraMethod) and not isinstance(method, VariationalMethod)
-        kind = LoraMethod if plain else type(method)
-        options = method.model_dump(mode="json", include=set(kind.model_fields) - {"posthoc"})
-        loss = repr(method.objective()) if isinstance(method, LoraMethod | MixtureMethod) else ""
-        train, data = self.config.train.substance(), self.config.data.model_dump(mode="json")
-        facts = [kind.__name__, options, loss, train, data, self.config.model.name, self.seed]
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
     def to_json(self) -> str:
         """Return the cell as one line for another process; ``from_json`` reads it back to an equal one."""
-        plain = {"method": self.method, "task": self.task, "seed": self.seed, "digest": self.digest}
+        plain = {"method": self.method, "task": self.task, "seed": self.seed}
+        plain |= {"digest": self.digest, "training": self.training}
         return json.dumps({**plain, "config": self.config.dump(), "evaluate": self.evaluate})
 
     @classmethod
@@ -110,7 +100,21 @@ def placed(cell: Cell, output: Path, base: str, digests: Sequence[str]) -> Cell:
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     folder = output / "cells" / f"{slug(cell.method)}-{slug(cell.task)}-seed{cell.seed}-{digest[:12]}"
     where = cell.config.output.model_copy(update={"folder": str(folder)})
-    return replace(cell, config=cell.config.model_copy(update={"output": where}), digest=digest)
+    training = _training(cell, base, digests[0])
+    return replace(cell, config=cell.config.model_copy(update={"output": where}), digest=digest, training=training)
+
+
+def _training(cell: Cell, base: str, questions: str) -> str:
+    """Return a SHA-256 over what weights depend on: code, base model, questions, and the options of the training."""
+    method, config = cell.config.method, cell.config
+    plain = isinstance(method, LoraMethod) and not isinstance(method, VariationalMethod)
+    kind = LoraMethod if plain else type(method)
+    options = method.model_dump(mode="json", include=set(kind.model_fields) - {"posthoc"})
+    loss = repr(method.objective()) if isinstance(method, LoraMethod | MixtureMethod) else ""
+    parts = [config.model.model_dump(mode="json", exclude={"device"}), config.prompt.model_dump(mode="json")]
+    parts += [config.data.model_dump(mode="json"), config.train.substance()]
+    facts = [code_digest(), base, questions, kind.__name__, options, loss, parts, cell.seed]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def slug(text: str) -> str:
@@ -137,10 +141,17 @@ def state(cell: Cell) -> Outcome:
     return Outcome(cell, "interrupted" if begun else "planned")
 
 
-def trainings_done(folder: Path) -> set[str]:
-    """Return the trainings of all finished cells in a campaign's folder of cells, of earlier plans too."""
-    receipts = map(_json, folder.glob(f"*/{RECEIPT}"))
-    return {str(receipt["training"]) for receipt in receipts if "training" in receipt}
+def trainings_done(folder: Path, besides: Collection[str] = ()) -> dict[str, int]:
+    """Return how many adapters of each training the finished cells below a campaign's ``cells`` have, of any plan.
+
+    Those of the cells called ``besides`` are left out.
+    """
+    found: dict[str, int] = {}
+    for path in folder.glob(f"*/{RECEIPT}"):
+        receipt = _json(path) if path.parent.name not in besides else {}
+        if "training" in receipt:
+            found[receipt["training"]] = max(receipt["trainings"], found.get(receipt["training"], 0))
+    return found
 
 
 def work(cell: Cell, *, store: Path, snapshots: Sequence[float], say: Say) -> Outcome:
@@ -171,7 +182,7 @@ def work(cell: Cell, *, store: Path, snapshots: Sequence[float], say: Say) -> Ou
         return fail(cell, "failed", reason)
     names = [_place(run, result) for result in results]
     plain = {"digest": cell.digest, "method": cell.method, "task": cell.task, "seed": cell.seed}
-    plain["training"] = cell.training
+    plain |= {"training": cell.training, "trainings": cell.config.method.trainings}
     # no time is told for predictions that were found: an interrupted attempt, or another method's, made them
     spent = {"seconds": _since(started), "evaluation_seconds": _since(begun) if len(answered) == len(names) else None}
     write_json(cell.folder / RECEIPT, {**plain, "evaluations": names, **spent})

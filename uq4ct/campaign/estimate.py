@@ -9,6 +9,7 @@ from statistics import mean
 from typing import Any, Literal, NamedTuple
 
 from uq4ct.campaign.cells import Cell, Outcome, trainings_done
+from uq4ct.campaign.job import snapshots_of
 from uq4ct.campaign.planning import Plan, Size
 
 START = 3.0  # seconds to load questions and a base model
@@ -29,7 +30,7 @@ def estimate(plan: Plan, outcomes: Sequence[Outcome]) -> dict[str, Estimate]:
 
     A finished cell says so itself, and stands for the others of its method on its task. The rest is arithmetic at this
     machine's measured speed, corrected by how long finished cells really took; a training that cells share counts once,
-    and not at all where a finished cell of another plan has it, with fewer test sets for example; answers, which a
+    and not at all where a finished cell of another plan has made it, with fewer test sets for example; answers, which a
     post-hoc calibration takes from the method without it, count once too.
     """
     done = {outcome.cell.name: outcome.seconds for outcome in outcomes if outcome.seconds}
@@ -40,9 +41,12 @@ def estimate(plan: Plan, outcomes: Sequence[Outcome]) -> dict[str, Estimate]:
     sizes = plan.sizes
     todo = [cell for cell in plan.cells if cell.name not in done and (cell.method, cell.task) not in like]
     speed = flops_per_second(sizes[todo[0].name].hidden) if todo else 1.0
-    raw = {cell.name: _seconds(cell, sizes[cell.name], speed, True, True) for cell in plan.cells}
+    trained, answered, raw = _trained_before(plan), set[str](), {}
+    for cell in sorted(plan.cells, key=lambda cell: cell.name not in done):  # what is to run may share what is done
+        own = _answers_of(cell)
+        raw[cell.name] = _seconds(cell, sizes[cell.name], speed, _train(cell, trained), own not in answered)
+        answered.add(own)
     correction = sum(done.values()) / sum(raw[name] for name in done) if done else 1.0
-    shared = {part for cell in plan.cells if cell.name in done for part in _shared(cell)} | _trained_before(plan)
     found: dict[str, Estimate] = {}
     for cell in plan.cells:
         if seconds := done.get(cell.name):
@@ -50,21 +54,34 @@ def estimate(plan: Plan, outcomes: Sequence[Outcome]) -> dict[str, Estimate]:
         elif some := like.get((cell.method, cell.task)):
             found[cell.name] = Estimate(mean(some), "like cells")
         else:
-            trains, answers = (part not in shared for part in _shared(cell))
-            seconds = correction * _seconds(cell, sizes[cell.name], speed, trains, answers)
-            found[cell.name] = Estimate(round(seconds, 1), "arithmetic")
-        shared.update(_shared(cell))
+            found[cell.name] = Estimate(round(correction * raw[cell.name], 1), "arithmetic")
     return found
 
 
-def _shared(cell: Cell) -> tuple[str, str]:
-    """Return what stands for a cell's training, and for its raw answers: other cells may have the same."""
+def _answers_of(cell: Cell) -> str:
+    """Return what stands for a cell's raw answers: another cell may have the same."""
     method = cell.config.method
-    return cell.training, f"{cell.training} {method.name} {method.options()}"
+    return f"{cell.training} {method.name} {method.options()}"
 
 
-def _trained_before(plan: Plan) -> set[str]:
-    return {training for folder in {cell.folder.parent for cell in plan.cells} for training in trainings_done(folder)}
+def _train(cell: Cell, trained: dict[str, int]) -> int:
+    """Return how many of a cell's adapters are not among those of each training, and put them there."""
+    known, own = trained.get(cell.training, 0), cell.config.method.trainings
+    trained[cell.training] = max(known, own)
+    return max(0, own - known)
+
+
+def _trained_before(plan: Plan) -> dict[str, int]:
+    """Return how many adapters of each training are in the store by finished cells of other plans.
+
+    None of those whose state on the way a cell of this plan needs: such states are not kept when a campaign is done.
+    """
+    own, wanted = {cell.name for cell in plan.cells}, snapshots_of(plan.cells)
+    anew = {cell.training for cell in plan.cells if wanted[cell.name]}
+    found: dict[str, int] = {}
+    for folder in {cell.folder.parent for cell in plan.cells}:
+        found |= {text: count for text, count in trainings_done(folder, own).items() if text not in anew}
+    return found
 
 
 def flops_per_second(hidden: int) -> float:
@@ -93,32 +110,26 @@ def disk_bytes(plan: Plan, todo: Sequence[Cell]) -> int:
 
     Cells that share a training have its files in common.
     """
-    total, trained = 0, _trained_before(plan)
-    for cell in todo:
-        size = plan.sizes[cell.name]
-        total += size.answers * ROW_BYTES
-        if cell.training not in trained:
-            trained.add(cell.training)
-            states = 7 * _trainings(cell)  # an adapter and two checkpoints of it, each with two Adam moments
-            total += 4 * size.trainable * (states + len(cell.config.method.snapshots))
+    snapshots, trained = snapshots_of(plan.cells), _trained_before(plan)
+    left = {cell.name for cell in todo}
+    total = 0
+    for cell in sorted(plan.cells, key=lambda cell: cell.name in left):
+        new, taken = cell.training not in trained, _train(cell, trained)
+        if cell.name in left:
+            states = 7 * taken  # an adapter and two checkpoints of it, each with two Adam moments
+            states += len(snapshots[cell.name]) if new else 0
+            total += 4 * plan.sizes[cell.name].trainable * states + plan.sizes[cell.name].answers * ROW_BYTES
     return total
 
 
-def _seconds(cell: Cell, size: Size, speed: float, trains: bool, answers: bool) -> float:
+def _seconds(cell: Cell, size: Size, speed: float, trainings: int, answers: bool) -> float:
     """A forward pass is 2 operations per parameter and token; the backward pass through a frozen base 2, through the
     adapter 4."""
     seconds, method = START, cell.config.method
-    if trains:
-        work = size.training_tokens * (4 * size.parameters + 6 * size.trainable)
-        seconds += _trainings(cell) * (work / speed + STEP * size.steps)
+    work = size.training_tokens * (4 * size.parameters + 6 * size.trainable)
+    seconds += trainings * (work / speed + STEP * size.steps)
     token = 2 * (size.parameters + size.trainable) / speed
     fitting = method.fit_cost(size.questions, size.calibration, size.choices)
     seconds += fitting * (size.question_tokens * token + ANSWER)
     answering = method.answer_cost(size.choices) * (size.answer_tokens * token + ANSWER * size.answers)
     return seconds + answering * (1.0 if answers else size.calibration / size.answers)
-
-
-def _trainings(cell: Cell) -> int:
-    """Return how many adapters a method trains: an ensemble that takes no snapshots of one training, one per member."""
-    method = cell.config.method
-    return 1 if method.snapshots else int(getattr(method, "members", 1))

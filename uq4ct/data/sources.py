@@ -338,7 +338,7 @@ def _load_hub_id(
     )
     label = safe_name(Path(name).resolve().name if Path(name).is_dir() else name)
     return QuestionSet(
-        label, split, read.questions, name, _digest_of(rows), commit, read.notes, read.rejected, split in wanted
+        label, split, read.questions, name, _digest_of(rows), commit, read.notes, read.rejected, split == wanted[0]
     )
 
 

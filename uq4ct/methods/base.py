@@ -66,6 +66,11 @@ class Method(BaseModel):
         return 0.0
 
     @property
+    def trainings(self) -> int:
+        """Adapters that the fit trains one after the other, of which the first is that of the run's own seed."""
+        return 1
+
+    @property
     def snapshots(self) -> tuple[float, ...]:
         """Fractions of the training, below 1, at which this method needs the adapter too."""
         return ()

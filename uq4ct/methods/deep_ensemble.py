@@ -33,6 +33,11 @@ class DeepEnsemble(LoraMethod):
         """One per member."""
         return self.members
 
+    @property
+    def trainings(self) -> int:
+        """One per member."""
+        return self.members
+
     def fit(self, bench: Bench) -> Any:
         """Train the members one after the other and return all of them on one base."""
         folders = member_folders(bench.folder, self.members)

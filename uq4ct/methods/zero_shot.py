@@ -16,6 +16,11 @@ class ZeroShot(Method):
     name: ClassVar[str] = "zero_shot"
     summary: ClassVar[str] = "the base model, not fine-tuned"
 
+    @property
+    def trainings(self) -> int:
+        """None."""
+        return 0
+
     def check(self, model: Any) -> None:
         """Accept any base model that can answer as it is.
 
