@@ -40,8 +40,8 @@ def place_of(folder: Path) -> Path:
 def write_nearness(folder: Path, tasks: Sequence[str], with_features: Sequence[str] = ()) -> None:
     """Write how near the calibration questions of a run and those of some tasks are: kind -> part -> id -> nearness.
 
-    Length and share of seen tokens are written of all tasks, the distances of those ``with_features``; what a file has
-    is not computed again.
+    Length and share of seen tokens are written of all tasks, the distances of those ``with_features``. A file that has
+    all that is asked for stays as it is, and distances that it has are not computed again.
     Raises UserError where features are asked of other than an encoder's head on pairs.
     """
     path, parts = place_of(folder), ["calibration", *tasks]
