@@ -178,7 +178,7 @@ def test_an_axis_sets_campaigns_below_each_other(tmp_path):
     write_tables(kept.parent)
     assert page.read_text().count("| `uq4ct` | 50.0") == 2
     drawn = (kept / "few-axis.svg").read_text()
-    assert drawn.count(">few questions: uq4ct</text>") == 2
+    assert drawn.count(">few: uq4ct</text>") == 2
     for word in ("one temperature", "familiarity", "away: NLL beside lora+temperature"):
         assert f">{word}</text>" in drawn, word
     assert "many" not in drawn  # nothing was scaled there

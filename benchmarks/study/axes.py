@@ -56,7 +56,7 @@ def figure(founds: Sequence[Json], args: Sequence[str]) -> str:
             keys = [(task, f"{method}+{suffix}") for task in spots]
             if not apart.keys() >= set(keys):
                 continue
-            labels.append(f"{found['title']}: {_OPTIONS.sub('', method)}")
+            labels.append(f"{found['title'].replace(' questions', '')}: {_OPTIONS.sub('', method)}")
             for task, name in keys:
                 spots[task].append([_spot(apart[task, name], suffix)])
     beside = f"{founds[0]['baseline']}+temperature"
