@@ -23,7 +23,7 @@ from uq4ct.errors import UserError
 from uq4ct.forward import base_of
 from uq4ct.manifest import write_atomically
 from uq4ct.runs import Run
-from uq4ct.scoring import in_batches, score
+from uq4ct.scoring import Example, in_batches, score
 from uq4ct.types import Question
 
 NEAREST = 10  # the neighbour whose distance counts
@@ -61,8 +61,8 @@ def write_nearness(folder: Path, tasks: Sequence[str], with_features: Sequence[s
         asked[task] = data.load(task.replace(".", ":"), root=config.root, config=config).questions
     known = frozenset().union(*map(_tokens, model.encoder.encode_all(fit)))
     for part, questions in asked.items():
-        short = [-log for log in log_lengths(model, questions)]
-        textual = {"length": short, "seen": shares(model, questions, known)}
+        examples = model.encoder.encode_all(questions)
+        textual = {"length": [-log for log in log_lengths(examples)], "seen": shares(examples, known)}
         for kind, values in textual.items():
             found.setdefault(kind, {})[part] = {q.id: value for q, value in zip(questions, values, strict=True)}
     absent = [part for part in measured if any(part not in found.get(kind, {}) for kind in DISTANCES)]
@@ -75,19 +75,17 @@ def write_nearness(folder: Path, tasks: Sequence[str], with_features: Sequence[s
     write_atomically(path, json.dumps(found))
 
 
-def log_lengths(model: UQModel, questions: Sequence[Question]) -> list[float]:
-    """Return the logarithm of the tokens that the model sees of each question, mean over the texts that it sees."""
-    examples = model.encoder.encode_all(questions)
+def log_lengths(examples: Sequence[Example]) -> list[float]:
+    """Return the logarithm of the tokens that a model sees of each question, mean over the texts that it sees."""
     return [float(np.log(tokens_of(example) / len(example.get("option_ids", [[]])))) for example in examples]
 
 
-def shares(model: UQModel, questions: Sequence[Question], known: Collection[int]) -> list[float]:
-    """Return which share of the tokens that the model sees of each question are among the known ones."""
-    texts = map(_tokens, model.encoder.encode_all(questions))
-    return [sum(token in known for token in tokens) / len(tokens) for tokens in texts]
+def shares(examples: Sequence[Example], known: Collection[int]) -> list[float]:
+    """Return which share of the tokens that a model sees of each question are among the known ones."""
+    return [sum(token in known for token in tokens) / len(tokens) for tokens in map(_tokens, examples)]
 
 
-def _tokens(example: Mapping[str, Any]) -> list[int]:
+def _tokens(example: Example) -> list[int]:
     """Return the tokens that a model sees of an encoded question: with every option of its own those of the prompt.
 
     >>> _tokens({"input_ids": [5, 6], "option_ids": [[7], [8, 9]]}), _tokens({"input_ids": [5, 6]})
