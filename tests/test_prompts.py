@@ -240,6 +240,20 @@ def test_shortening_is_for_training_alone_and_counted(gpt):
     assert Encoder(gpt, PromptConfig(max_length=None)).encode_training([long])[1] == ()
 
 
+def test_evaluation_shortens_contexts_where_asked_and_scores_what_has_none_in_full(gpt):
+    long = replace(MELTS, context="Heat melts things. " * 200, id="long")
+    bare = replace(MELTS, context="", question="Which melts first " * 80, id="bare")
+    encoder = Encoder(gpt, PromptConfig(evaluation_max_length=200))
+    (cut, full, as_it_is), notes = encoder.encode_evaluation([long, bare, MELTS])
+    assert cut == encoder.encode(long, max_length=200)
+    assert len(cut["input_ids"]) <= 200 < len(full["input_ids"])
+    assert as_it_is == Encoder(gpt).encode(MELTS)
+    assert notes == (
+        "1 of 3 questions have their context shortened from its end, to the evaluation cut-off of 200 tokens",
+    )
+    assert Encoder(gpt).encode_evaluation([long, bare])[1] == ()
+
+
 def test_a_training_question_too_long_without_its_context_is_a_bad_row(gpt):
     encoder = Encoder(gpt, PromptConfig(max_length=16))
     length = len(encoder.encode(replace(MELTS, context=""))["input_ids"])
@@ -262,7 +276,8 @@ def test_options_leave_room_for_the_longest_choice(gpt):
 def test_prompts_beyond_the_models_context_are_refused(gpt):
     encoder = Encoder(gpt, context_length=20)
     length = len(Encoder(gpt).encode(MELTS)["input_ids"])
-    with pytest.raises(UserError, match=rf"^q\.jsonl:7: the prompt has {length} tokens, the model's context holds 20$"):
+    held, way = f"{length} tokens, the model's context holds 20", "prompt.evaluation_max_length of at most 20"
+    with pytest.raises(UserError, match=rf"^q\.jsonl:7: the prompt has {held}; prompt.max_length and {way}"):
         encoder.encode(MELTS)
 
 

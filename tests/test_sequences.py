@@ -95,7 +95,7 @@ def test_a_text_cannot_bring_separators_of_its_own():
         assert row.count(2) == 1
 
 
-def test_only_the_context_is_shortened_and_only_in_training():
+def test_only_the_context_is_shortened_and_in_evaluation_only_where_asked():
     short = reader(max_length=14)
     (example,), notes = short.encode_training([HOT])
     (whole,) = short.encode_all([HOT])
@@ -107,6 +107,9 @@ def test_only_the_context_is_shortened_and_only_in_training():
     assert notes == (
         "1 of 1 questions have their context shortened from its end, to the training cut-off of 14 tokens",
     )
+    ((evaluated,), said) = reader(evaluation_max_length=14).encode_evaluation([HOT])
+    assert evaluated == example
+    assert said == (notes[0].replace("training", "evaluation"),)
 
 
 def test_where_no_context_is_left_the_question_stands_as_if_there_had_been_none():
@@ -120,6 +123,8 @@ def test_where_no_context_is_left_the_question_stands_as_if_there_had_been_none(
 def test_a_sequence_longer_than_the_model_s_context_is_an_error_at_evaluation():
     with pytest.raises(UserError, match=r"q.jsonl:7: the longest sequence has \d+ tokens, the model's context holds 48"):
         reader().encode_all([Question("m", "ice " * 60, ("ice", "iron"), ("A", "B"), place="q.jsonl:7")])
+    with pytest.raises(UserError, match=r"holds 48; prompt.max_length and prompt.evaluation_max_length of at most 48 s"):
+        reader().encode_all([Question("m", "ice", ("ice", "iron"), ("A", "B"), 0, context="iron " * 60)])
 
 
 def test_a_choice_without_a_token_is_an_error_and_choices_alike_are_a_remark():

@@ -68,7 +68,10 @@ def evaluate(
         model = replace(model or UQModel.load(run, base=base), rule=rule)
         # a prompt that cannot be scored shows before anything is written
         asked = [q for done, part in zip(kept, sets, strict=True) if not done for q in part.questions]
-        examples = iter(model.encoder.encode_all(asked))
+        encoded, remarks = model.encoder.encode_evaluation(asked)
+        for remark in remarks:
+            say(f"note: {remark}")
+        examples = iter(encoded)
     if rule != run.rule and rule is not None:
         rule.save(run.folder / RULE)
     results = []
@@ -126,7 +129,9 @@ def predict(
     questions = data.read_file(source, config=run.config.data, require_answers=False)
     model = UQModel.load(run, base=base)
     # a prompt that cannot be scored shows before anything is written
-    examples = model.encoder.encode_all(questions.questions)
+    examples, remarks = model.encoder.encode_evaluation(questions.questions)
+    for remark in remarks:
+        say(f"note: {remark}")
     if rule is not None:
         rule.save(run.folder / RULE)
         model = replace(model, rule=rule)
@@ -195,7 +200,7 @@ def _raw_identity(run: Run, model: UQModel, questions: data.QuestionSet) -> str:
         "weights": {name: entry["sha256"] for name, entry in files.items() if name.endswith(".safetensors")},
         "method": [config.method.name, config.method.options()],
         "base": [run.facts["base"]["fingerprint"], config.model.model_dump(mode="json", exclude={"name"})],
-        "prompts": model.encoder.hash,
+        "prompts": [model.encoder.hash, config.prompt.evaluation_max_length],
         "questions": [
             [question.id, question.question, question.context, *question.choices] for question in questions.questions
         ],

@@ -36,6 +36,9 @@ class PromptConfig(BaseModel):
     pack: Literal["plain", "moe_peft", "laplace_lora", "chat"] = "plain"
     scoring: Literal["letters", "options"] = "letters"
     max_length: int | None = Field(default=512, ge=8, description="Training cut-off in tokens; null: none")
+    evaluation_max_length: int | None = Field(
+        default=None, ge=8, description="Cut-off of calibration, evaluation and prediction in tokens; null: none"
+    )
 
 
 @dataclass(frozen=True)
@@ -210,48 +213,54 @@ class Encoder:
 
         Raises UserError where the prompt is too long without its context, or a letter is not one token after it.
         """
-        examples, problems, _ = self._encode([question], max_length)
+        examples, problems, _ = self._encode([question], max_length, max_length)
         if problems:
             raise UserError(problems)
         return examples[0]
 
     def encode_all(self, questions: Sequence[Question]) -> list[dict[str, Any]]:
-        """Encode questions for evaluation: nothing is shortened, every item is scored.
+        """Encode questions for evaluation: every item is scored, and in full where no cut-off is set for it.
 
         Raises UserError listing every question that cannot be encoded.
         """
-        examples, problems, _ = self._encode(questions, None)
+        return self.encode_evaluation(questions)[0]
+
+    def encode_evaluation(self, questions: Sequence[Question]) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+        """Encode questions like `encode_all`; return examples and remarks.
+
+        Raises UserError listing every question that cannot be encoded.
+        """
+        cut_off = self.config.evaluation_max_length
+        examples, problems, shortened = self._encode(questions, cut_off, None)
         if problems:
             raise UserError(capped(problems))
-        return examples
+        return examples, tuple(shortening(shortened, len(questions), "evaluation", cut_off))
 
     def encode_training(self, questions: Sequence[Question]) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
         """Encode questions for training, with the cut-off of the configuration; return examples and remarks.
 
         Raises UserError listing every question that is too long without its context.
         """
-        examples, problems, shortened = self._encode(questions, self.config.max_length)
+        examples, problems, shortened = self._encode(questions, self.config.max_length, self.config.max_length)
         if problems:
             raise UserError(capped(problems))
-        notes = []
-        if shortened:
-            notes.append(
-                f"{len(shortened)} of {len(questions)} questions have their context shortened from its end, to the "
-                f"training cut-off of {self.config.max_length} tokens"
-            )
+        notes = shortening(shortened, len(questions), "training", self.config.max_length)
         if not self.pack.shows_context and any(question.context for question in questions):
             notes.append(f"prompt.pack: {self.pack.name} does not show the context of a question")
         return examples, tuple(notes)
 
     def _encode(
-        self, questions: Sequence[Question], max_length: int | None
-    ) -> tuple[list[dict[str, Any]], list[str], list[str]]:
-        """Return examples, problems, and the ids of questions whose context was shortened."""
-        prompts, shortened = self._prompts(questions), []
+        self, questions: Sequence[Question], cut_off: int | None, max_length: int | None
+    ) -> tuple[list[dict[str, Any]], list[str], int]:
+        """Return examples, problems, and how many contexts were shortened to the cut-off.
+
+        A prompt that stays over ``max_length`` is a problem.
+        """
+        prompts, shortened = self._prompts(questions), 0
         for index, prompt in enumerate(prompts):
-            if max_length and prompt.length > max_length:
-                prompts[index] = self._shorten(prompt, max_length)
-                shortened.append(prompt.question.id)
+            if cut_off and prompt.length > cut_off and prompt.question.context and self.pack.shows_context:
+                prompts[index] = self._shorten(prompt, cut_off)
+                shortened += 1
         problems = [problem for prompt in prompts if (problem := self._refusal(prompt, max_length))]
         if problems:
             return [], problems, shortened
@@ -281,7 +290,8 @@ class Encoder:
                 f"{max_length}; shorten the question or raise prompt.max_length"
             )
         if self.context_length and prompt.length > self.context_length:
-            return f"{place}: the prompt has {prompt.length} tokens, the model's context holds {self.context_length}"
+            held = f"{place}: the prompt has {prompt.length} tokens, the model's context holds {self.context_length}"
+            return held + way_out(prompt.question, self.context_length)
         if self.config.scoring == "letters" and count > len(self.letters):
             return (
                 f"{place}: {count} choices, but only {', '.join(self.letters)} are single tokens of the tokenizer of "
@@ -415,6 +425,26 @@ def _undated(template: str) -> str:
     """Return a chat template that writes a fixed date where it would write today's."""
     macro = f"{{%- macro strftime_now(pattern) -%}}{_DATE}{{%- endmacro -%}}"
     return macro + template if "strftime_now" in template else template
+
+
+def shortening(shortened: int, of: int, kind: str, cut_off: int | None) -> list[str]:
+    """Return the remark that contexts were shortened, where some were."""
+    if not shortened:
+        return []
+    return [
+        f"{shortened} of {of} questions have their context shortened from its end, to the {kind} cut-off of {cut_off} "
+        "tokens"
+    ]
+
+
+def way_out(question: Question, context_length: int) -> str:
+    """Return what can be done about a question that the model's context does not hold, where something can."""
+    if not question.context:
+        return ""
+    return (
+        f"; prompt.max_length and prompt.evaluation_max_length of at most {context_length} shorten passages, in "
+        "training and in evaluation"
+    )
 
 
 def answer_of(question: Question) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from uq4ct.encoders import has_segments
 from uq4ct.errors import UserError
-from uq4ct.prompts import SAMPLE, Encoder, PromptConfig, answer_of, capped, name_of, padding_of
+from uq4ct.prompts import SAMPLE, Encoder, PromptConfig, answer_of, capped, name_of, padding_of, shortening, way_out
 from uq4ct.types import Question
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class SequenceEncoder:
     Multiple choice: one sequence per choice, the question as first text and the choice as second; with a context, that
     is the first text and question and choice are the second. Classification: the question alone, or context and
     question as two texts. Separators are those that the tokenizer itself puts between two texts; a text never contains
-    one. Only the context is ever shortened, from its end, and only in training.
+    one. Only the context is ever shortened, from its end, and in evaluation only where asked.
     """
 
     letters: dict[str, int] = {}  # noqa: RUF012, an encoder answers without letters
@@ -96,7 +96,7 @@ class SequenceEncoder:
         sample = SAMPLE
         if self.classes:
             sample = replace(SAMPLE, choices=self.classes, labels=SAMPLE.labels[: len(self.classes)])
-        encoded = [self._encode([question], None)[0] for question in (sample, replace(sample, context=""))]
+        encoded = [self._encode([question], None, None)[0] for question in (sample, replace(sample, context=""))]
         facts = [self.kind, self.classes, self._segments, encoded]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -111,35 +111,38 @@ class SequenceEncoder:
 
         Raises UserError where a sequence is too long without its context, or the choices are not the classes.
         """
-        examples, problems, _ = self._encode([question], max_length)
+        examples, problems, _ = self._encode([question], max_length, max_length)
         if problems:
             raise UserError(problems)
         return examples[0]
 
     def encode_all(self, questions: Sequence[Question]) -> list[dict[str, Any]]:
-        """Encode questions for evaluation: nothing is shortened, every item is scored.
+        """Encode questions for evaluation: every item is scored, and in full where no cut-off is set for it.
 
         Raises UserError listing every question that cannot be encoded.
         """
-        examples, problems, _ = self._encode(questions, None)
+        return self.encode_evaluation(questions)[0]
+
+    def encode_evaluation(self, questions: Sequence[Question]) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+        """Encode questions like `encode_all`; return examples and remarks.
+
+        Raises UserError listing every question that cannot be encoded.
+        """
+        cut_off = self.config.evaluation_max_length
+        examples, problems, shortened = self._encode(questions, cut_off, None)
         if problems:
             raise UserError(capped(problems))
-        return examples
+        return examples, tuple(shortening(shortened, len(questions), "evaluation", cut_off))
 
     def encode_training(self, questions: Sequence[Question]) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
         """Encode questions for training, with the cut-off of the configuration; return examples and remarks.
 
         Raises UserError listing every question that cannot be encoded.
         """
-        examples, problems, shortened = self._encode(questions, self.config.max_length)
+        examples, problems, shortened = self._encode(questions, self.config.max_length, self.config.max_length)
         if problems:
             raise UserError(capped(problems))
-        notes = []
-        if shortened:
-            notes.append(
-                f"{shortened} of {len(questions)} questions have their context shortened from its end, to the training "
-                f"cut-off of {self.config.max_length} tokens"
-            )
+        notes = shortening(shortened, len(questions), "training", self.config.max_length)
         alike = sum(len(set(map(tuple, options))) < len(options) for example in examples
                     if (options := example.get("option_ids")))  # fmt: skip
         if alike:
@@ -150,12 +153,15 @@ class SequenceEncoder:
         return examples, tuple(notes)
 
     def _encode(
-        self, questions: Sequence[Question], max_length: int | None
+        self, questions: Sequence[Question], cut_off: int | None, max_length: int | None
     ) -> tuple[list[dict[str, Any]], list[str], int]:
-        """Return examples, problems, and how many contexts were shortened."""
+        """Return examples, problems, and how many contexts were shortened to the cut-off.
+
+        A sequence that stays over ``max_length`` is a problem.
+        """
         examples, problems, shortened = [], [], 0
         for found in self._tokens(questions):
-            tokens = found if max_length is None else self._shortened(found, max_length)
+            tokens = found if cut_off is None else self._shortened(found, cut_off)
             shortened += len(tokens.context) < len(found.context)
             if problem := self._refusal(tokens, max_length):
                 problems.append(problem)
@@ -245,7 +251,8 @@ class SequenceEncoder:
                 f"{max_length}; shorten the question or raise prompt.max_length"
             )
         if self.context_length and length > self.context_length:
-            return f"{place}: the longest sequence has {length} tokens, the model's context holds {self.context_length}"
+            held = f"{place}: the longest sequence has {length} tokens, the model's context holds {self.context_length}"
+            return held + way_out(question, self.context_length)
         return ""
 
     def _without_tokens(self, tokens: _Tokens) -> str | None:

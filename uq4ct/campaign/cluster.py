@@ -22,7 +22,7 @@ def run(cells: Sequence[Cell], job: Job) -> None:
     gpus = _gpus(job)
     started_here = not ray.is_initialized()
     if started_here:
-        ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False, num_cpus=_cpus(job))
+        ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False, num_cpus=_cpus(job, gpus))
     try:
         with StopSignal() as stop:
             _attend_all(ray, cells, job, gpus, stop)
@@ -83,8 +83,13 @@ def _gpus(job: Job) -> float:
     return float(torch.cuda.is_available()) if job.gpus_per_cell is None else job.gpus_per_cell
 
 
-def _cpus(job: Job) -> int | None:
+def _cpus(job: Job, gpus: float) -> int | None:
     """Return the tasks at a time of a cluster started here, None for a cluster that is there already."""
+    import torch
+
     from uq4ct.campaign.local import default_workers
 
-    return None if os.environ.get("RAY_ADDRESS") else job.workers or default_workers()[0]
+    if os.environ.get("RAY_ADDRESS"):
+        return None
+    sharing = int(torch.cuda.device_count() / gpus) if gpus else 0  # cells of less than a GPU share one
+    return job.workers or max(sharing, default_workers()[0])

@@ -97,6 +97,8 @@ def flops_per_second(hidden: int) -> float:
     left, right = torch.ones(1024, hidden, **options), torch.ones(hidden, hidden, **options)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    if device == "cuda":
+        (left @ right)[0, 0].item()  # the first one loads cuBLAS, which can take longer than all of the measurement
     fastest, end = math.inf, time.perf_counter() + 0.2
     while (began := time.perf_counter()) < end or fastest == math.inf:
         (left @ right)[0, 0].item()  # wait until it is done
