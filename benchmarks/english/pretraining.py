@@ -120,8 +120,8 @@ def pretrain(
 
 
 def write(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, made: dict[str, Any], folder: Path) -> None:
-    """Write weights in bfloat16, in pieces of at most 15 MB, the tokenizer, and how they came to be."""
-    model.to(torch.bfloat16).save_pretrained(folder, max_shard_size="15MB")
+    """Write weights in bfloat16, in pieces of at most 16 MB, the tokenizer, and how they came to be."""
+    model.to(torch.bfloat16).save_pretrained(folder, max_shard_size="16MB")
     tokenizer.save_pretrained(folder)
     (folder / "made.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
 
