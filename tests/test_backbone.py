@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -294,6 +296,22 @@ def test_quantisation_needs_its_package(folder, monkeypatch):
 def test_a_device_that_is_not_there(folder):
     with pytest.raises(UserError, match=r"^model\.device: warp is not available here; available: cpu"):
         backbone.load(ModelConfig(name=str(folder), device="warp"))
+
+
+def test_a_gpu_by_a_number_that_none_has(folder, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [backbone.is_there(f"cuda{number}") for number in ("", ":0", ":1", ":2", ":x")] == [True] * 3 + [False] * 2
+    with pytest.raises(UserError, match=r"^model\.device: cuda:5 is not available here; available: cpu, cuda:0, cuda:1$"):
+        backbone.load(ModelConfig(name=str(folder), device="cuda:5"))
+
+
+def test_auto_is_the_checkpoint_s_dtype_on_a_gpu_but_float32_for_an_encoder_whose_head_is_trained(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    half, chosen = SimpleNamespace(dtype=torch.float16), partial(backbone._dtype, ModelConfig())
+    assert chosen(half, "causal", "cuda:0") == torch.bfloat16
+    assert chosen(half, "multiple_choice", "cuda:0") == chosen(half, "causal", "cpu") == torch.float32
+    assert backbone._dtype(ModelConfig(dtype="bfloat16"), half, "multiple_choice", "cuda:0") == torch.bfloat16
 
 
 def test_unknown_options_are_refused():

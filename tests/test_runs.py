@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from uq4ct import cli, evaluating, fitting, predictions, preflight
+from uq4ct import backbone, cli, evaluating, fitting, predictions, preflight
+from uq4ct.adapting import TrainConfig, check_training_options
 from uq4ct.answering import FINGERPRINT_QUESTIONS, UQModel
 from uq4ct.config import Layer, resolve
 from uq4ct.errors import UserError
@@ -199,6 +201,25 @@ def test_a_changed_adapter_is_named_and_not_loaded(questions, tmp_path):
     adapter.write_bytes(content)
     with pytest.raises(CorruptFolder, match=r"adapter_model\.safetensors: SHA-256"):
         Run.open(run.folder)
+
+
+def test_a_run_is_read_in_the_dtype_it_was_fitted_in_and_where_its_device_is_not(questions, tmp_path, monkeypatch):
+    config = config_of(questions, tmp_path / "half", "mixlora")
+    half = config.model.model_copy(update={"device": "cpu", "dtype": "bfloat16"})
+    fitted = fitting.train(config.model_copy(update={"model": half}), say=lambda line: None)
+    auto = fitted.config.model.model_copy(update={"dtype": "auto"})  # as where `auto` means half on a GPU
+    monkeypatch.setattr(Run, "config", fitted.config.model_copy(update={"model": auto}))
+    monkeypatch.setattr(backbone, "is_there", lambda device: False)
+    monkeypatch.setattr(backbone, "_device", lambda config: "cpu" if config.device is None else "not asked")
+    with pytest.warns(UserWarning, match="half: fitted on cpu, which is not here; it is read on another device"):
+        assert UQModel.load(fitted).model.dtype == torch.bfloat16
+
+
+def test_training_on_another_gpu_than_the_first_is_refused_and_the_way_named(monkeypatch):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(UserError, match=r"not cuda:1; leave model.device out and set CUDA_VISIBLE_DEVICES=1$"):
+        check_training_options(TrainConfig(), torch.device("cuda:1"))
+    check_training_options(TrainConfig(), torch.device("cpu"))
 
 
 def test_another_base_model_is_refused(run, tmp_path):

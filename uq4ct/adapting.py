@@ -26,6 +26,8 @@ from uq4ct.errors import UserError, did_you_mean
 from uq4ct.manifest import alone, sha256, write_atomically, write_json
 
 if TYPE_CHECKING:
+    import torch
+
     from uq4ct.losses.objective import Objective
 
 Example = Mapping[str, Any]  # an encoded question: the data set contract of CalibratedTrainer
@@ -317,12 +319,18 @@ def training_arguments(bench: Bench) -> Any:
     return transformers.TrainingArguments(output_dir=str(bench.folder), seed=bench.seed, **options)
 
 
-def check_training_options(train: TrainConfig, use_cpu: bool) -> None:
-    """Raise UserError where transformers refuses the value of a training option."""
+def check_training_options(train: TrainConfig, device: torch.device) -> None:
+    """Raise UserError where transformers refuses the value of a training option, or would train on another device."""
     import transformers
 
+    if device.type == "cuda" and device.index and "LOCAL_RANK" not in os.environ:
+        raise UserError(
+            f"model.device: training takes the first GPU that it sees, not {device}; leave model.device out and set "
+            f"CUDA_VISIBLE_DEVICES={device.index}"
+        )
     try:
-        transformers.TrainingArguments(**{"output_dir": "unused", "use_cpu": use_cpu, **train.model_dump()})
+        options = {"output_dir": "unused", "use_cpu": device.type == "cpu", **train.model_dump()}
+        transformers.TrainingArguments(**options)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"train: transformers refuses these options: {str(error).splitlines()[0]}") from error
 

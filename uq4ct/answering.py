@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -80,7 +81,18 @@ class UQModel:
 
         run = run if isinstance(run, Run) else Run.open(run)
         config, expected = run.config, run.facts["base"]
-        named = {"name": base or config.model.name, "kind": expected.get("kind", "causal")}  # there was no other once
+        named: dict[str, Any] = {
+            "name": base or config.model.name,
+            "kind": expected.get("kind", "causal"),  # there was no other once
+            "dtype": expected["dtype"],  # what `auto` meant where the run was fitted
+        }
+        if config.model.device and not backbones.is_there(config.model.device):
+            warnings.warn(
+                f"{run.folder}: fitted on {config.model.device}, which is not here; it is read on another device",
+                UserWarning,
+                stacklevel=2,
+            )
+            named["device"] = None
         backbone = backbones.load(config.model.model_copy(update=named), expected.get("classes", ()))
         if backbone.fingerprint != expected["fingerprint"]:
             raise UserError(

@@ -334,7 +334,7 @@ def _model(
     import torch
 
     device, loader = _device(config), loader_of(kind)
-    options: dict[str, Any] = {"dtype": _dtype(config, settings, device), "use_safetensors": True}
+    options: dict[str, Any] = {"dtype": _dtype(config, settings, kind, device), "use_safetensors": True}
     if config.attn_implementation:
         options["attn_implementation"] = config.attn_implementation
     if config.quantization != "none":
@@ -373,24 +373,38 @@ def _device(config: ModelConfig) -> str:
         if torch.cuda.is_available():
             return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         return "mps" if torch.backends.mps.is_available() else "cpu"
-    kind = config.device.partition(":")[0]
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available.get(kind, False):
-        usable = ", ".join(name for name, there in available.items() if there)
-        raise UserError(f"model.device: {config.device} is not available here; available: {usable}")
+    if not is_there(config.device):
+        numbered = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+        usable = [name for name in ("cpu", *numbered, "mps") if is_there(name)]
+        raise UserError(f"model.device: {config.device} is not available here; available: {', '.join(usable)}")
     return config.device
 
 
-def _dtype(config: ModelConfig, settings: Any, device: str) -> Any:
+def is_there(device: str) -> bool:
+    """Tell whether this machine has a device.
+
+    >>> is_there("cpu"), is_there("warp"), is_there("cuda:99")
+    (True, False, False)
+    """
+    import torch
+
+    kind, _, number = device.partition(":")
+    if kind == "cuda":
+        return torch.cuda.is_available() and (not number or number in map(str, range(torch.cuda.device_count())))
+    return kind == "cpu" or (kind == "mps" and torch.backends.mps.is_available())
+
+
+def _dtype(config: ModelConfig, settings: Any, kind: Kind, device: str) -> Any:
     """Return the dtype of the computation: auto is the checkpoint's on a GPU, bfloat16 for half, and float32 elsewhere.
 
-    Training in float16 without loss scaling overflows, so a float16 checkpoint is computed in bfloat16.
+    Training in float16 without loss scaling overflows, so a float16 checkpoint is computed in bfloat16. The head of an
+    encoder is trained itself, which takes float32, and with it the encoder, as small as one is.
     """
     import torch
 
     if config.dtype != "auto":
         return getattr(torch, config.dtype)
-    if not device.startswith("cuda"):
+    if kind != "causal" or not device.startswith("cuda"):
         return torch.float32
     saved = getattr(settings, "dtype", None) or torch.float32
     if saved in (torch.float16, torch.bfloat16):

@@ -59,7 +59,7 @@ def prepare(config: Config) -> Prepared:
     backbone = _base_model(config, everything)
     encoder = encoder_for(backbone, config.prompt)
     config.method.check(backbone.model)
-    check_training_options(config.train, use_cpu=backbone.model.device.type == "cpu")
+    check_training_options(config.train, backbone.model.device)
     examples, notes = encoder.encode_training(questions.questions)
     asked = encoder.encode_all(calibration)
     after = config.method.notes_on_steps(config.train.steps(len(examples)))
