@@ -146,3 +146,14 @@ def test_flags_take_several_values():
     ]
     assert cli._spread(["train", "--set", "a.b=1", "c.d=-2"]) == ["train", "--set", "a.b=1", "--set", "c.d=-2"]
     assert cli._spread(["predict", "r", "-o", "x"]) == ["predict", "r", "-o", "x"]
+
+
+def test_a_note_is_shown_as_a_line_and_other_warnings_as_ever():
+    code = (
+        "import warnings; from uq4ct import cli, errors; cli.invoke(['--help']); "
+        "warnings.warn('read on another device', errors.Note); warnings.warn('odd', UserWarning)"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    first, second, *_ = printed.stderr.splitlines()
+    assert first == "note: read on another device"
+    assert second.endswith("UserWarning: odd")

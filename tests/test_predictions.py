@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,21 @@ def test_a_row_has_the_documented_keys_in_the_rows_own_labels() -> None:
     assert second["true_probabilities"] == [0.25, 0.75]
     assert "group" not in second
     assert (first["method"], first["seed"], first["feu"], first["letter_mass"]) == ("uq4ct", 1, 0.6, 0.99)
+
+
+def test_a_row_says_how_long_the_passage_was_and_a_length_counts_it(tmp_path: Path) -> None:
+    passage = replace(QUESTIONS[0], context="It is hot.")
+    made = predictions.rows([passage, *QUESTIONS[1:]], one_pass())
+    assert made[0]["context_characters"] == 10
+    assert "context_characters" not in made[1]
+    bare = Answers.of_rows(predictions.rows(QUESTIONS, one_pass())).length
+    predictions.write(tmp_path / "predictions.jsonl", made)
+    read = predictions.read(tmp_path / "predictions.jsonl")
+    assert (Answers.of_rows(read).length - bare).tolist() == [10.0]  # the second has no label
+    made[0]["context_characters"] = 1.5
+    (tmp_path / "odd.jsonl").write_text(predictions.to_line(made[0]), encoding="utf-8")
+    with pytest.raises(UserError, match=r"'context_characters' must be a whole number from 0, got 1\.5"):
+        predictions.read(tmp_path / "odd.jsonl")
 
 
 @pytest.mark.parametrize("prediction", [one_pass(), three_passes()], ids=["one pass", "three passes"])

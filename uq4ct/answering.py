@@ -13,7 +13,7 @@ import numpy as np
 
 from uq4ct import predictions
 from uq4ct.config import Config
-from uq4ct.errors import UserError
+from uq4ct.errors import Note, UserError
 from uq4ct.posthoc.abstain import AbstainRule
 from uq4ct.posthoc.base import Calibrator
 from uq4ct.runs import Run
@@ -89,7 +89,7 @@ class UQModel:
         if config.model.device and not backbones.is_there(config.model.device):
             warnings.warn(
                 f"{run.folder}: fitted on {config.model.device}, which is not here; it is read on another device",
-                UserWarning,
+                Note,
                 stacklevel=2,
             )
             named["device"] = None

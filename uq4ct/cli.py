@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from uq4ct.errors import UserError, did_you_mean
+from uq4ct.errors import Note, UserError, did_you_mean
 
 app = typer.Typer(
     name="uq4ct",
@@ -26,6 +27,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+_USUAL_FORMAT = warnings.formatwarning
 
 # typer carries a click of its own in some versions and imports it in others: find the base class of its errors.
 _USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -564,12 +567,20 @@ def invoke(arguments: list[str]) -> int:
 def _quiet() -> None:
     """Keep libraries from talking over our own lines: progress bars of loading weights, notes to their developers."""
     import os
-    import warnings
 
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    warnings.formatwarning = _formatted
+
+
+def _formatted(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    if issubclass(category, Note):
+        return f"note: {message}\n"
+    return _USUAL_FORMAT(message, category, filename, lineno, line)
 
 
 def _spread(arguments: list[str]) -> list[str]:

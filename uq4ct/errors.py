@@ -1,4 +1,7 @@
-"""The one exception that means 'the user can fix this': the command line prints it and exits with code 2."""
+"""The one exception that means 'the user can fix this': the command line prints it and exits with code 2.
+
+A `Note` is what a user should know and need not act on: the command line prints it as a line of its own.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,10 @@ class UserError(Exception):
     def __init__(self, problems: str | Sequence[str]):
         self.problems: tuple[str, ...] = (problems,) if isinstance(problems, str) else tuple(problems)
         super().__init__("\n".join(self.problems))
+
+
+class Note(UserWarning):
+    """Say something by ``warnings.warn`` that the command line shows as a note."""
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:

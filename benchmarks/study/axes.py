@@ -45,6 +45,37 @@ def table(founds: Sequence[Json], args: Sequence[str]) -> Iterator[str]:
             yield f"| {found['title']} | `{method}` | {' | '.join(cells)} |"
 
 
+def grid(founds: Sequence[Json], args: Sequence[str]) -> Iterator[str]:
+    """Return one row per campaign: a task at home, tasks under shift (with commas between), and methods, ours last.
+
+    Numbers with a stroke between are those of the methods in the order of the first head. Behind a colon: the paired
+    difference from the baseline with a temperature.
+    """
+    home, shifts, *methods = args
+    ours, names = methods[-1], " / ".join(f"`{method}`" for method in methods)
+    shifted = [f"`{task}`: NLL of `{ours}+familiarity` | AUROC of FEU" for task in shifts.split(",")]
+    heads = ["training", f"accuracy %: {names}", "ECE %", "ECE % with a temperature", f"NLL of `{ours}+temperature`"]
+    yield f"| {' | '.join([*heads, *shifted])} |"
+    yield "|" + "---|" * (len(heads) + 2 * len(shifted))
+    for found in founds:
+        rows = {(row["task"], row["method"]): row for row in found["results"]}
+        apart = _beside_the_scaled_baseline(found)
+        knows = {(row["shifted"], row["method"]): row for row in found["shift_detection"] if row["score"] == "feu"}
+        cells = [found["title"]]
+        for metric, suffix in (("accuracy", ""), ("ece", ""), ("ece", "+temperature")):
+            values = [rows.get((home, method + suffix), {}).get(metric) for method in methods]
+            cells.append(" / ".join(number(None if value is None else 100 * value, ".1f") for value in values))
+        told = [(home, f"{ours}+temperature"), *((task, f"{ours}+familiarity") for task in shifts.split(","))]
+        for task, method in told:
+            cells.append(number(rows.get((task, method), {}).get("nll")))
+            if (task, method) in apart:
+                cells[-1] += f": {signed(apart[task, method], 1, 3)}"
+            if task != home:
+                own = knows.get((task, ours), {})
+                cells.append(interval(own.get("auroc"), own.get("interval")))
+        yield f"| {' | '.join(cells)} |"
+
+
 def figure(founds: Sequence[Json], args: Sequence[str]) -> str:
     """Return an SVG file of how far the scaled answers of every campaign's methods are from the baseline's in NLL."""
     home, shifted, *methods = args

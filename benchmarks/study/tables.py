@@ -103,14 +103,18 @@ def table(place: re.Match[str], folder: Path) -> list[str] | None:
     if not founds:
         return None
     kind, args = place["kind"], place["args"].split()
-    return list(axes.table(founds, args) if kind == "axis" else KINDS[kind](*founds, args))
+    across = {"axis": axes.table, "grid": axes.grid}
+    return list(across[kind](founds, args) if kind in across else KINDS[kind](*founds, args))
 
 
 def figures_across(page: str, folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield name and text of the SVG file that goes with every axis, called after its first campaign."""
+    """Yield name and text of the SVG file that goes with every axis and grid, called after its first campaign."""
     for place in _PLACE.finditer(page):
-        if place["kind"] == "axis" and (founds := _founds(place, folder)):
-            yield f"{place['campaigns'].split(',')[0]}-axis.svg", axes.figure(founds, place["args"].split())
+        if place["kind"] in ("axis", "grid") and (founds := _founds(place, folder)):
+            home, shifts, *methods = place["args"].split()
+            shown = methods if place["kind"] == "axis" else methods[-1:]
+            name = f"{place['campaigns'].split(',')[0]}-{place['kind']}.svg"
+            yield name, axes.figure(founds, [home, shifts.split(",")[0], *shown])
 
 
 def _founds(place: re.Match[str], folder: Path) -> list[Json]:

@@ -30,6 +30,7 @@ from uq4ct.adapters.layers import (
 )
 from uq4ct.adapters.placement import Placement, place
 from uq4ct.adapters.sites import AdapterError, ffn_sites_problems, flattens_tokens, linear_features, probe
+from uq4ct.errors import Note
 
 
 class MixtureType(str, Enum):  # noqa: UP042 (PEFT formats members as it does its own)
@@ -89,7 +90,7 @@ class MixLoraConfig(PeftConfig):
         if problems:
             raise AdapterError(problems)
         for message in _warnings(self):
-            warnings.warn(message, UserWarning, stacklevel=3)
+            warnings.warn(message, Note, stacklevel=3)
 
     @property
     def scaling(self) -> float:

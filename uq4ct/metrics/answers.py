@@ -45,7 +45,7 @@ class Answers:
     groups: np.ndarray | None = None  # (n,) whole numbers: answers of one group (a passage, a subject) belong together
     entropies: Decomposition | None = None  # of methods with several passes
     ginis: Decomposition | None = None
-    length: np.ndarray | None = None  # (n,) characters of the question and its choices
+    length: np.ndarray | None = None  # (n,) characters of passage, question and choices
     unlabelled: int = 0  # rows that were left out because their gold label is unknown
     _made: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     _drawn: list[Any] = field(default_factory=lambda: [None, {}], init=False, repr=False, compare=False)
@@ -275,11 +275,23 @@ def numbered(names: Sequence[object]) -> np.ndarray | None:
     return None if len(numbers) == len(own) else np.array([numbers[name] for name in own])
 
 
+def characters(row: Mapping[str, Any]) -> float:
+    """Return how long a question is with its passage and its choices; NaN where a row does not carry its question.
+
+    >>> characters({"question": "Which?", "choices": ["ice", "iron"]}), characters({})
+    (13.0, nan)
+    >>> characters({"question": "Which?", "choices": ["ice", "iron"], "context_characters": 20})
+    33.0
+    """
+    texts = [row.get("question") or "", *(row.get("choices") or ())]
+    return float(sum(map(len, texts)) + row.get("context_characters", 0)) if texts[0] else float("nan")
+
+
 def _lengths(rows: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
-    """Count the characters of each question with its choices; None where a row does not carry its question."""
+    """Count the characters of each question; None where a row does not carry its question."""
     if not all(row.get("question") and row.get("choices") for row in rows):
         return None
-    return np.array([len(row["question"]) + sum(map(len, row["choices"])) for row in rows], dtype=np.float64)
+    return np.array(list(map(characters, rows)), dtype=np.float64)
 
 
 def _passes(rows: Sequence[Mapping[str, Any]]) -> tuple[Decomposition | None, Decomposition | None]:

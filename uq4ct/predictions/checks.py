@@ -156,6 +156,16 @@ def unit_number(value: Any, name: str, complain: Complain) -> float | None:
     return None
 
 
+def count(value: Any, name: str, complain: Complain) -> int | None:
+    """Read a whole number from 0; None where there is none."""
+    if value is None:
+        return None
+    if is_number(value) and value >= 0 and value == int(value):
+        return int(value)
+    complain(f"'{name}' must be a whole number from 0, got {shown(value)}")
+    return None
+
+
 def vector(value: Any, name: str, length: int, complain: Complain) -> list[float] | None:
     """Read a list of so many finite numbers; None where there is none."""
     if value is None:

@@ -14,7 +14,18 @@ from uq4ct.types import Prediction, Question
 
 Row = dict[str, Any]
 
-OPTIONAL = ("logits", "samples", "letter_mass", "group", "stratum", "true_probabilities", "task", "method", "seed")
+OPTIONAL = (
+    "logits",
+    "samples",
+    "letter_mass",
+    "context_characters",
+    "group",
+    "stratum",
+    "true_probabilities",
+    "task",
+    "method",
+    "seed",
+)
 
 
 def rows(
@@ -53,6 +64,7 @@ def rows(
             "logits": logits[i, :k].tolist(),
             "samples": prediction.logits[i, :, :k].tolist() if samples > 1 else None,
             "letter_mass": None if prediction.letter_mass is None else float(prediction.letter_mass[i]),
+            "context_characters": len(question.context) or None,
             "group": question.group,
             "stratum": question.stratum,
             "true_probabilities": None if question.true_probabilities is None else list(question.true_probabilities),

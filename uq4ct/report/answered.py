@@ -14,6 +14,7 @@ from uq4ct import predictions
 from uq4ct.errors import UserError
 from uq4ct.manifest import sha256
 from uq4ct.metrics import Answers
+from uq4ct.metrics.answers import characters
 
 Json = Mapping[str, Any]
 
@@ -73,18 +74,8 @@ def _answered(run: Scored, folder: Path, rows: Sequence[Json]) -> Answered:
         None if None in groups else groups,
         np.array([np.nan if part is None else part for part in parts], dtype=np.float64),
         max(len(row.get("samples") or [None]) for row in labelled),
-        np.array([_characters(row) for row in labelled], dtype=np.float64),
+        np.array([characters(row) for row in labelled], dtype=np.float64),
     )
-
-
-def _characters(row: Json) -> float:
-    """Return how long a question is with its choices.
-
-    >>> _characters({"question": "Which?", "choices": ["ice", "iron"]}), _characters({})
-    (13.0, nan)
-    """
-    texts = [row.get("question") or "", *(row.get("choices") or ())]
-    return float(sum(map(len, texts))) if texts[0] else float("nan")
 
 
 def trained_on(scored: Sequence[Scored]) -> str | None:

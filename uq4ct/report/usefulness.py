@@ -77,7 +77,7 @@ def epistemic(run: Answered) -> np.ndarray:
 
 
 def length(run: Answered) -> np.ndarray:
-    """Return the characters of each question and its choices; raises Undefined where the rows do not keep them."""
+    """Return the characters of passage, question and choices; raises Undefined where the rows do not keep them."""
     if np.isnan(run.length).any():
         raise Undefined("the rows do not carry the questions")
     return run.length
