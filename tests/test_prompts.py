@@ -277,7 +277,7 @@ def test_prompts_beyond_the_models_context_are_refused(gpt):
     encoder = Encoder(gpt, context_length=20)
     length = len(Encoder(gpt).encode(MELTS)["input_ids"])
     held, way = f"{length} tokens, the model's context holds 20", "prompt.evaluation_max_length of at most 20"
-    with pytest.raises(UserError, match=rf"^q\.jsonl:7: the prompt has {held}; prompt.max_length and {way}"):
+    with pytest.raises(UserError, match=rf"^q\.jsonl:7: the prompt has {held}; train with prompt.max_length and {way}"):
         encoder.encode(MELTS)
 
 

@@ -217,9 +217,12 @@ def test_a_run_is_read_in_the_dtype_it_was_fitted_in_and_where_its_device_is_not
 
 def test_training_on_another_gpu_than_the_first_is_refused_and_the_way_named(monkeypatch):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    with pytest.raises(UserError, match=r"not cuda:1; leave model.device out and set CUDA_VISIBLE_DEVICES=1$"):
+    with pytest.raises(UserError, match=r"takes cuda:0 here, not cuda:1; leave model.device out and set CUDA_VISI"):
         check_training_options(TrainConfig(), torch.device("cuda:1"))
     check_training_options(TrainConfig(), torch.device("cpu"))
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UserError, match=r"takes cuda:2 here, not cuda:0; leave model.device out$"):
+        check_training_options(TrainConfig(), torch.device("cuda:0"))
 
 
 def test_another_base_model_is_refused(run, tmp_path):

@@ -123,7 +123,7 @@ def test_where_no_context_is_left_the_question_stands_as_if_there_had_been_none(
 def test_a_sequence_longer_than_the_model_s_context_is_an_error_at_evaluation():
     with pytest.raises(UserError, match=r"q.jsonl:7: the longest sequence has \d+ tokens, the model's context holds 48"):
         reader().encode_all([Question("m", "ice " * 60, ("ice", "iron"), ("A", "B"), place="q.jsonl:7")])
-    with pytest.raises(UserError, match=r"holds 48; prompt.max_length and prompt.evaluation_max_length of at most 48 s"):
+    with pytest.raises(UserError, match=r"holds 48; train with prompt.max_length and prompt.evaluation_max_length of at most 48,"):
         reader().encode_all([Question("m", "ice", ("ice", "iron"), ("A", "B"), 0, context="iron " * 60)])
 
 

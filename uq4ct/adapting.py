@@ -323,10 +323,11 @@ def check_training_options(train: TrainConfig, device: torch.device) -> None:
     """Raise UserError where transformers refuses the value of a training option, or would train on another device."""
     import transformers
 
-    if device.type == "cuda" and device.index and "LOCAL_RANK" not in os.environ:
+    taken = int(os.environ.get("LOCAL_RANK", 0))
+    if device.type == "cuda" and device.index not in (None, taken):
         raise UserError(
-            f"model.device: training takes the first GPU that it sees, not {device}; leave model.device out and set "
-            f"CUDA_VISIBLE_DEVICES={device.index}"
+            f"model.device: training takes cuda:{taken} here, not {device}; leave model.device out"
+            + ("" if taken else f" and set CUDA_VISIBLE_DEVICES={device.index}")
         )
     try:
         options = {"output_dir": "unused", "use_cpu": device.type == "cpu", **train.model_dump()}

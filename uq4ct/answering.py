@@ -84,8 +84,9 @@ class UQModel:
         named: dict[str, Any] = {
             "name": base or config.model.name,
             "kind": expected.get("kind", "causal"),  # there was no other once
-            "dtype": expected["dtype"],  # what `auto` meant where the run was fitted
         }
+        if config.model.dtype == "auto":
+            named["dtype"] = expected["dtype"]  # what it meant where the run was fitted
         if config.model.device and not backbones.is_there(config.model.device):
             warnings.warn(
                 f"{run.folder}: fitted on {config.model.device}, which is not here; it is read on another device",

@@ -187,6 +187,7 @@ def _provenance(run: Run, questions: data.QuestionSet) -> dict[str, Any]:
             "pack": facts["prompt"]["pack"],
             "scoring": facts["prompt"]["scoring"],
             "hash": facts["prompt"]["hash"],
+            "evaluation_max_length": run.config.prompt.evaluation_max_length,
         },
         "dtype": facts["base"]["dtype"],
     }
@@ -195,11 +196,11 @@ def _provenance(run: Run, questions: data.QuestionSet) -> dict[str, Any]:
 def _raw_identity(run: Run, model: UQModel, questions: data.QuestionSet) -> str:
     """SHA-256 over what a method's own prediction depends on: weights, method, prompts, questions and code."""
     files = read_manifest(run.folder)["files"]
-    config = run.config
+    config, base = run.config, run.facts["base"]
     facts = {
         "weights": {name: entry["sha256"] for name, entry in files.items() if name.endswith(".safetensors")},
         "method": [config.method.name, config.method.options()],
-        "base": [run.facts["base"]["fingerprint"], config.model.model_dump(mode="json", exclude={"name"})],
+        "base": [base["fingerprint"], base["dtype"], config.model.model_dump(mode="json", exclude={"name"})],
         "prompts": [model.encoder.hash, config.prompt.evaluation_max_length],
         "questions": [
             [question.id, question.question, question.context, *question.choices] for question in questions.questions

@@ -59,12 +59,13 @@ def prepare(config: Config) -> Prepared:
     backbone = _base_model(config, everything)
     encoder = encoder_for(backbone, config.prompt)
     config.method.check(backbone.model)
-    check_training_options(config.train, backbone.model.device)
+    if config.method.trainings:
+        check_training_options(config.train, backbone.model.device)
     examples, notes = encoder.encode_training(questions.questions)
-    asked = encoder.encode_all(calibration)
+    asked, shortened = encoder.encode_evaluation(calibration)
     after = config.method.notes_on_steps(config.train.steps(len(examples)))
     kind = _kind_notes(config, backbone)
-    notes = (*questions.notes, *kind, *notes, *config.method.notes(backbone.model), *after)
+    notes = (*questions.notes, *kind, *notes, *shortened, *config.method.notes(backbone.model), *after)
     return Prepared(questions, calibration, examples, asked, backbone, encoder, notes)
 
 

@@ -291,7 +291,7 @@ class Encoder:
             )
         if self.context_length and prompt.length > self.context_length:
             held = f"{place}: the prompt has {prompt.length} tokens, the model's context holds {self.context_length}"
-            return held + way_out(prompt.question, self.context_length)
+            return held + way_out(prompt.question if self.pack.shows_context else None, self.context_length)
         if self.config.scoring == "letters" and count > len(self.letters):
             return (
                 f"{place}: {count} choices, but only {', '.join(self.letters)} are single tokens of the tokenizer of "
@@ -437,13 +437,13 @@ def shortening(shortened: int, of: int, kind: str, cut_off: int | None) -> list[
     ]
 
 
-def way_out(question: Question, context_length: int) -> str:
+def way_out(question: Question | None, context_length: int) -> str:
     """Return what can be done about a question that the model's context does not hold, where something can."""
-    if not question.context:
+    if question is None or not question.context:
         return ""
     return (
-        f"; prompt.max_length and prompt.evaluation_max_length of at most {context_length} shorten passages, in "
-        "training and in evaluation"
+        f"; train with prompt.max_length and prompt.evaluation_max_length of at most {context_length}, which shorten "
+        "passages in training and in evaluation"
     )
 
 

@@ -59,7 +59,7 @@ class Maker:
         choices = {item.answer.lower(): item.answer}
         near = draw.random() < NEAR
         tries = 0
-        while len(choices) < count:
+        while len(choices) < count and tries < 1000:
             tries += 1
             close = near and tries < 20  # a whole neighbourhood can have one answer
             other = items[(place + draw.randint(-30, 30)) % len(items)] if close else draw.choice(items)

@@ -278,13 +278,15 @@ def numbered(names: Sequence[object]) -> np.ndarray | None:
 def characters(row: Mapping[str, Any]) -> float:
     """Return how long a question is with its passage and its choices; NaN where a row does not carry its question.
 
+    The passage counts whole, shortened or not, where the row says how long it was: rows of former versions do not.
+
     >>> characters({"question": "Which?", "choices": ["ice", "iron"]}), characters({})
     (13.0, nan)
     >>> characters({"question": "Which?", "choices": ["ice", "iron"], "context_characters": 20})
     33.0
     """
     texts = [row.get("question") or "", *(row.get("choices") or ())]
-    return float(sum(map(len, texts)) + row.get("context_characters", 0)) if texts[0] else float("nan")
+    return float(sum(map(len, texts)) + (row.get("context_characters") or 0)) if texts[0] else float("nan")
 
 
 def _lengths(rows: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
