@@ -26,7 +26,7 @@ def test_every_campaign_names_methods_options_and_tasks_that_exist(name):
     labels = [spec.label for spec in campaign.parse_methods(own["methods"])]
     assert len(set(labels)) == len(labels)
     assert all(tasks.wanted(source) for source in [own["data"], *own["eval-data"]])
-    assert own["model"] in ("tiny", "minilm")
+    assert own["model"] in ("tiny", "minilm", "english")
     flags = {"model", "data", "eval-data", "methods", "seeds", "preset", "set", "baseline"}
     assert set(own) <= flags | set(study.OURS)
     assert len(own["seeds"].split(",")) >= 5
