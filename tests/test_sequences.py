@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -125,6 +126,13 @@ def test_a_sequence_longer_than_the_model_s_context_is_an_error_at_evaluation():
         reader().encode_all([Question("m", "ice " * 60, ("ice", "iron"), ("A", "B"), place="q.jsonl:7")])
     with pytest.raises(UserError, match=r"holds 48; train with prompt.max_length and prompt.evaluation_max_length of at most 48,"):
         reader().encode_all([Question("m", "ice", ("ice", "iron"), ("A", "B"), 0, context="iron " * 60)])
+
+
+@pytest.mark.parametrize("kind", ["multiple_choice", "classification"])
+def test_a_context_of_white_space_is_none(kind):
+    question = HOT if kind == "multiple_choice" else replace(FILM, context="It is hot.")
+    bare = reader(kind).encode(replace(question, context=""))
+    assert reader(kind).encode(replace(question, context=" \n")) == bare != reader(kind).encode(question)
 
 
 def test_a_choice_without_a_token_is_an_error_and_choices_alike_are_a_remark():

@@ -170,8 +170,12 @@ class SequenceEncoder:
         return examples, problems, shortened
 
     def _tokens(self, questions: Sequence[Question]) -> list[_Tokens]:
-        """Tokenise the texts of questions, all of a kind in one call."""
+        """Tokenise the texts of questions, all of a kind in one call; a context without a token is none."""
         contexts = self._tokenize([question.context for question in questions])
+        questions = [
+            question if context else replace(question, context="")
+            for question, context in zip(questions, contexts, strict=True)
+        ]
         if self.kind == "classification":
             texts = self._tokenize([question.question for question in questions])
             every = zip(questions, contexts, texts, strict=True)
