@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from uq4ct.adapters import AdapterError, MixLoraConfig, record_routing
 from uq4ct.adapters.layers import FfnMixture, LoraLinear, MixtureLinear
+from uq4ct.adapters.published import write_published
 
 IDS = torch.tensor([[5, 3, 9, 1, 7], [2, 2, 8, 4, 6]])
 ROUTINGS = ["ffn_block", "per_linear"]
@@ -168,6 +169,31 @@ def test_saved_and_loaded_outputs_are_bit_equal(tmp_path, routing, low_cpu_mem_u
     assert any(
         p.requires_grad for p in PeftModel.from_pretrained(tiny_llama(), tmp_path, is_trainable=True).parameters()
     )
+
+
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_a_router_temperature_divides_the_logits_of_every_router(tmp_path, routing):
+    warm, plain = adapted(routing, router_temperature=2.5), adapted(routing)
+    for module in plain.modules():
+        if isinstance(module, (FfnMixture, MixtureLinear)):
+            module.uqmoe_router["default"].data /= 2.5
+    for gradient in (False, True):
+        with torch.set_grad_enabled(gradient), record_routing(warm) as ours, record_routing(plain) as theirs:
+            assert torch.allclose(warm(IDS).logits, plain(IDS).logits, atol=1e-6)
+        for one, other in zip(ours.layers, theirs.layers, strict=True):
+            assert torch.allclose(one.probabilities, other.probabilities, atol=1e-6)
+    entropy = [(-r.probabilities * r.probabilities.log()).sum(-1).mean() for r in ours.layers]
+    with record_routing(sharp := adapted(routing)) as cold:
+        sharp(IDS)
+    assert all(e > (-r.probabilities * r.probabilities.log()).sum(-1).mean() for e, r in zip(entropy, cold.layers, strict=True))
+    sum(layer.kept.sum() for layer in ours.layers).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for n, p in warm.named_parameters() if "uqmoe_router" in n)
+    warm.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(tiny_llama(), tmp_path).eval()
+    assert torch.equal(loaded(IDS).logits, warm(IDS).logits)
+    if routing == "ffn_block":
+        with pytest.raises(ValueError, match=r"router_temperature 1\.0 only, got 2\.5"):
+            write_published(warm, tmp_path / "published")
 
 
 def test_a_fresh_process_loads_the_same_outputs(tmp_path):
@@ -503,13 +529,15 @@ def test_a_compiled_layer_has_no_graph_break_and_records(routing):
 
 def test_all_problems_of_a_configuration_are_reported_at_once():
     with pytest.raises(ValueError, match="mixing") as caught:
-        MixLoraConfig(r=0, lora_alpha=-1, lora_dropout=1.0, top_k=9, mixing="both", routing="no", router_init_range=-1)
+        MixLoraConfig(r=0, lora_alpha=-1, lora_dropout=1.0, top_k=9, mixing="both", routing="no", router_init_range=-1,
+                      router_temperature=0)  # fmt: skip
     problems = caught.value.problems
     assert [problem.split(":")[0] for problem in problems] == [
         "r",
         "lora_alpha",
         "lora_dropout",
         "router_init_range",
+        "router_temperature",
         "routing",
         "mixing",
         "top_k",

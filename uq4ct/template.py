@@ -51,6 +51,7 @@ METHOD_COMMENTS = {
     "calibration_questions": "all; rotating or apart: those that the answer loss leaves out",
     "held_out_every": "one question in so many is left out, unless it is all",
     "smoothing": "share of the target spread over the question's own choices",
+    "router_temperature": "divides the router's logits: below 1 it is surer, and FEU higher",
     "router_samples": "passes, each with experts drawn by the router; 1: the k most likely",
     "feu_reduction": "mass (Eq. 9), top1 or vector",
     "feu_tokens": "prompt, or last: the answer position only",

@@ -53,6 +53,7 @@ class LayerSettings:
     top_k: int = 1
     mixing: Mixing = "rescaled"
     router_init_range: float = 0.02
+    router_temperature: float = 1.0
 
 
 class AdapterLayer(nn.Module, BaseTunerLayer):
@@ -145,7 +146,7 @@ class RoutedLayer(AdapterLayer, Routed):
 
     def route(self, hidden: Tensor, adapter: str) -> tuple[LayerRouting, Tensor]:
         """Return each token's experts, and let a recorder see the most likely ones, which they are unless drawn."""
-        router, top_k = self.uqmoe_router[adapter], self.settings[adapter].top_k
+        router, top_k = self._router(adapter), self.settings[adapter].top_k
         routing, slots = route(hidden, router, top_k)
         self.capture(routing)
         if self.draw is None:
@@ -156,9 +157,14 @@ class RoutedLayer(AdapterLayer, Routed):
         """Do what ``route`` does where neither slots nor gradients are wanted."""
         if self.draw is not None:
             return self.route(hidden, adapter)[0]
-        routing = no_gradient.route(hidden, self.uqmoe_router[adapter], self.settings[adapter].top_k)
+        routing = no_gradient.route(hidden, self._router(adapter), self.settings[adapter].top_k)
         self.capture(routing)
         return routing
+
+    def _router(self, adapter: str) -> Tensor:
+        """Return W_r / T: the router's logits are divided by its temperature."""
+        router, temperature = self.uqmoe_router[adapter], self.settings[adapter].router_temperature
+        return router if temperature == 1 else router / temperature
 
     def remember_tokens_of(self, layer: nn.Module) -> None:
         """Note (batch, sequence) whenever ``layer`` is entered: it flattens its hidden states ahead of this module."""

@@ -70,6 +70,9 @@ class MixLoraConfig(PeftConfig):
         default=None, metadata={"help": "names, a regular expression, 'all-linear', or None: attention and FFN"}
     )
     router_init_range: float = field(default=0.02, metadata={"help": "standard deviation of the router at the start"})
+    router_temperature: float = field(
+        default=1.0, metadata={"help": "what the router's logits are divided by: below 1 it is surer"}
+    )
     ffn_sites: dict[str, str] | None = field(
         default=None,
         metadata={"help": "names of the FFN's parts relative to a layer, for an architecture not known here"},
@@ -102,7 +105,14 @@ class MixLoraConfig(PeftConfig):
         top_k = min(self.top_k, num_experts)  # plain LoRA has one expert
         mixing: Any = self.mixing
         return LayerSettings(
-            self.r, self.scaling, self.lora_dropout, num_experts, top_k, mixing, self.router_init_range
+            self.r,
+            self.scaling,
+            self.lora_dropout,
+            num_experts,
+            top_k,
+            mixing,
+            self.router_init_range,
+            self.router_temperature,
         )
 
 
@@ -117,6 +127,8 @@ def _problems(config: MixLoraConfig) -> list[str]:
     expect(_number(config.lora_alpha) and config.lora_alpha > 0, "lora_alpha", "a positive number")
     expect(_number(config.lora_dropout) and 0 <= config.lora_dropout < 1, "lora_dropout", "a number in [0, 1)")
     expect(_number(config.router_init_range) and config.router_init_range >= 0, "router_init_range", "a number >= 0")
+    warm = _number(config.router_temperature) and config.router_temperature > 0
+    expect(warm, "router_temperature", "a positive number")
     expect(config.routing in ("ffn_block", "per_linear"), "routing", "'ffn_block' or 'per_linear'")
     expect(config.mixing in ("rescaled", "raw"), "mixing", "'rescaled' or 'raw'")
     expect(isinstance(config.use_rslora, bool), "use_rslora", "true or false")

@@ -66,7 +66,7 @@ def write_published(
     config: Any = model.peft_config[adapter_name]
     problems = [
         f"the published format knows {name} {known!r} only, got {getattr(config, name)!r}"
-        for name, known in (("routing", "ffn_block"), ("mixing", "rescaled"))
+        for name, known in (("routing", "ffn_block"), ("mixing", "rescaled"), ("router_temperature", 1.0))
         if getattr(config, name) != known
     ]
     counts = config.num_experts if isinstance(config.num_experts, list) else [config.num_experts]

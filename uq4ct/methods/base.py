@@ -344,6 +344,7 @@ class MixtureMethod(Method):
     balance_counts: Literal["first", "top_k"] = "first"
     balance_scope: Literal["layer", "pooled"] = "layer"
     balance_probabilities: Literal["full", "kept"] = "full"
+    router_temperature: float = Field(1.0, gt=0)  # what the router's logits are divided by
     router_samples: int = Field(1, ge=1)  # passes, each with experts drawn by the router; 1: the most likely ones
 
     @property
@@ -402,6 +403,7 @@ class MixtureMethod(Method):
             lora_dropout=self.dropout,
             routing=self.routing,
             mixing=self.mixing,
+            router_temperature=self.router_temperature,
             use_rslora=self.rslora,
             target_modules=list(self.target_modules) if self.target_modules else None,
         )
