@@ -12,12 +12,13 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from uq4ct import campaign, cli, comparing, concluding, protocols
-from uq4ct.campaign import planning
+from uq4ct.campaign import cluster, planning
 from uq4ct.campaign.cells import Cell, alone, trainings_done
 from uq4ct.campaign.estimate import START
 from uq4ct.campaign.specs import parse_methods
@@ -582,6 +583,17 @@ def test_a_method_added_to_a_finished_comparison_leaves_the_finished_runs_whole(
 
 
 # ---- what goes wrong
+
+
+@pytest.mark.parametrize(("devices", "gpus", "tasks"), [(4, 0.5, 8), (1, 0.25, 4), (4, 2.0, 4), (4, 1.0, 4)])
+def test_cells_of_less_than_a_gpu_are_as_many_ray_tasks_as_share_one(devices, gpus, tasks, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: devices)
+    job = SimpleNamespace(workers=None)
+    assert cluster._cpus(job, gpus) == tasks
+    assert cluster._cpus(SimpleNamespace(workers=3), gpus) == 3
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert cluster._cpus(job, gpus) is None
 
 
 def test_ray_is_an_extra_that_is_named_where_it_is_missing(questions, tmp_path, monkeypatch):

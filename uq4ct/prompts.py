@@ -291,7 +291,7 @@ class Encoder:
             )
         if self.context_length and prompt.length > self.context_length:
             held = f"{place}: the prompt has {prompt.length} tokens, the model's context holds {self.context_length}"
-            return held + way_out(prompt.question if self.pack.shows_context else None, self.context_length)
+            return held + way_out(prompt.question.context if self.pack.shows_context else "", self.context_length)
         if self.config.scoring == "letters" and count > len(self.letters):
             return (
                 f"{place}: {count} choices, but only {', '.join(self.letters)} are single tokens of the tokenizer of "
@@ -437,9 +437,9 @@ def shortening(shortened: int, of: int, kind: str, cut_off: int | None) -> list[
     ]
 
 
-def way_out(question: Question | None, context_length: int) -> str:
-    """Return what can be done about a question that the model's context does not hold, where something can."""
-    if question is None or not question.context:
+def way_out(context: str, context_length: int) -> str:
+    """Return what can be done where the model does not hold a question with its context, shown as that is."""
+    if not context:
         return ""
     return (
         f"; train with prompt.max_length and prompt.evaluation_max_length of at most {context_length}, which shorten "

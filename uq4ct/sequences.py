@@ -256,7 +256,7 @@ class SequenceEncoder:
             )
         if self.context_length and length > self.context_length:
             held = f"{place}: the longest sequence has {length} tokens, the model's context holds {self.context_length}"
-            return held + way_out(question, self.context_length)
+            return held + way_out(question.context, self.context_length)
         return ""
 
     def _without_tokens(self, tokens: _Tokens) -> str | None:

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from benchmarks.english.tokens import ANSWER, CONTEXT, Row
+from benchmarks.english.tokens import ANSWER, TEXT, Row
+from uq4ct.tiny.pretraining import untrained_llama
 
 
 @dataclass(frozen=True)
@@ -37,21 +38,14 @@ class Recipe:
 
 
 def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Make an untrained Llama."""
-    torch.manual_seed(recipe.seed)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=recipe.hidden,
-            intermediate_size=recipe.feed_forward,
-            num_hidden_layers=recipe.layers,
-            num_attention_heads=recipe.heads,
-            max_position_embeddings=CONTEXT,
-            tie_word_embeddings=True,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+    """Make the untrained model."""
+    return untrained_llama(
+        tokenizer,
+        recipe.seed,
+        hidden=recipe.hidden,
+        feed_forward=recipe.feed_forward,
+        layers=recipe.layers,
+        heads=recipe.heads,
     )
 
 
@@ -63,7 +57,7 @@ def pretrain(
     minutes: float,
     say: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
-    """Train until the time is over; return what was done. The same seed gives the same model in as many steps alone.
+    """Train until the time is over; return what was done. The rate follows the clock: no two trainings are the same.
 
     ``say`` is told about every ten seconds: minutes, step, loss of text (nats a token), and the share of answers right,
     both over the steps since it was told last.
@@ -166,7 +160,7 @@ def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 
 def _tally(logits: Tensor, loss: Tensor, targets: Tensor, kind: Tensor) -> Tensor:
     """Return loss and count of the tokens of text, right answers and answers."""
-    text, answer = (kind == 0).flatten(), (kind == ANSWER).flatten()
+    text, answer = (kind == TEXT).flatten(), (kind == ANSWER).flatten()
     right = (logits.detach().argmax(dim=-1) == targets).flatten() & answer
     return torch.stack([loss[text].sum(), text.sum(), right.sum(), answer.sum()]).float()
 

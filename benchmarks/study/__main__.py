@@ -18,6 +18,7 @@ from benchmarks.study.tables import finished_cells, keep, write_tables
 
 CAMPAIGNS = Path(__file__).with_name("campaigns.yaml")
 DOCS = Path(__file__).parents[2] / "docs"
+ENGLISH = Path("build/english/model")  # where `benchmarks.english` says that its model goes
 OURS = ("title", "target", "scores", "figure")  # what the tables ask, and not the command line
 
 
@@ -30,7 +31,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("runs/study"), help="where the campaigns' folders are")
     parser.add_argument("--data-root", default="hub", help="the hub, or a folder <task>/<split>.jsonl")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--english", type=Path, default=Path("build/english/model"), help="where its model lies")
+    parser.add_argument("--english", type=Path, default=ENGLISH, help="the model of benchmarks.english")
     asked = parser.parse_args()
     if unknown := set(asked.names) - campaigns.keys():
         parser.error(f"no campaign is called {', '.join(sorted(unknown))}; there are {', '.join(campaigns)}")
@@ -67,7 +68,7 @@ def write_features(folder: Path, asked: Mapping[str, Any]) -> None:
 
 
 def command(
-    campaign: Mapping[str, Any], folder: Path, data_root: str, workers: int, english: Path = Path("build/english/model")
+    campaign: Mapping[str, Any], folder: Path, data_root: str, workers: int, english: Path = ENGLISH
 ) -> list[str]:
     """Return the call of ``uq4ct compare`` that a campaign stands for."""
     options = {name: value for name, value in campaign.items() if name not in OURS}

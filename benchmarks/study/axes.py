@@ -12,6 +12,7 @@ from uq4ct.report.drawing import svg_file
 from uq4ct.report.figures.rows import Spot, Track, chart
 
 Json = Mapping[str, Any]
+Key = tuple[str, str]  # task and method
 KEY = ((Spot(0), "one temperature"), (Spot(0, shape="diamond", colour="right"), "familiarity"))
 _OPTIONS = re.compile(r"\[.*?\]")
 
@@ -28,20 +29,15 @@ def table(founds: Sequence[Json], args: Sequence[str]) -> Iterator[str]:
     )
     yield "|---|---|---|---|---|---|---|---|---|"
     for found in founds:
-        rows = {(row["task"], row["method"]): row for row in found["results"]}
-        apart = _beside_the_scaled_baseline(found)
-        knows = {(row["shifted"], row["method"]): row for row in found["shift_detection"] if row["score"] == "feu"}
+        rows, apart, knows = _by_task(found)
         for method in methods:
             if (home, method) not in rows:
                 continue
             own = rows[home, method]
             cells = [f"{100 * own['accuracy']:.1f}", f"{own['nll']:.3f}", f"{100 * own['ece']:.1f}"]
             for task, suffix in ((home, "temperature"), (shifted, "temperature"), (shifted, "familiarity")):
-                key = task, f"{method}+{suffix}"
-                beside = f": {signed(apart[key], 1, 3)}" if key in apart else ""
-                cells.append(number(rows.get(key, {}).get("nll")) + beside)
-            told = knows.get((shifted, method), {})
-            cells.append(interval(told.get("auroc"), told.get("interval")))
+                cells.append(_nll(rows, apart, (task, f"{method}+{suffix}")))
+            cells.append(_auroc(knows, (shifted, method)))
             yield f"| {found['title']} | `{method}` | {' | '.join(cells)} |"
 
 
@@ -58,21 +54,14 @@ def grid(founds: Sequence[Json], args: Sequence[str]) -> Iterator[str]:
     yield f"| {' | '.join([*heads, *shifted])} |"
     yield "|" + "---|" * (len(heads) + 2 * len(shifted))
     for found in founds:
-        rows = {(row["task"], row["method"]): row for row in found["results"]}
-        apart = _beside_the_scaled_baseline(found)
-        knows = {(row["shifted"], row["method"]): row for row in found["shift_detection"] if row["score"] == "feu"}
+        rows, apart, knows = _by_task(found)
         cells = [found["title"]]
         for metric, suffix in (("accuracy", ""), ("ece", ""), ("ece", "+temperature")):
             values = [rows.get((home, method + suffix), {}).get(metric) for method in methods]
             cells.append(" / ".join(number(None if value is None else 100 * value, ".1f") for value in values))
-        told = [(home, f"{ours}+temperature"), *((task, f"{ours}+familiarity") for task in shifts.split(","))]
-        for task, method in told:
-            cells.append(number(rows.get((task, method), {}).get("nll")))
-            if (task, method) in apart:
-                cells[-1] += f": {signed(apart[task, method], 1, 3)}"
-            if task != home:
-                own = knows.get((task, ours), {})
-                cells.append(interval(own.get("auroc"), own.get("interval")))
+        cells.append(_nll(rows, apart, (home, f"{ours}+temperature")))
+        for task in shifts.split(","):
+            cells += [_nll(rows, apart, (task, f"{ours}+familiarity")), _auroc(knows, (task, ours))]
         yield f"| {' | '.join(cells)} |"
 
 
@@ -97,7 +86,24 @@ def figure(founds: Sequence[Json], args: Sequence[str]) -> str:
     return svg_file(chart(labels, tracks, KEY), "NLL of scaled answers beside the baseline's, by training")
 
 
-def _beside_the_scaled_baseline(found: Json) -> dict[tuple[str, str], Json]:
+def _by_task(found: Json) -> tuple[dict[Key, Json], dict[Key, Json], dict[Key, Json]]:
+    """Return by task and method: results, NLL beside the scaled baseline's, and how well FEU tells the shift."""
+    rows = {(row["task"], row["method"]): row for row in found["results"]}
+    knows = {(row["shifted"], row["method"]): row for row in found["shift_detection"] if row["score"] == "feu"}
+    return rows, _beside_the_scaled_baseline(found), knows
+
+
+def _nll(rows: Mapping[Key, Json], apart: Mapping[Key, Json], key: Key) -> str:
+    beside = f": {signed(apart[key], 1, 3)}" if key in apart else ""
+    return number(rows.get(key, {}).get("nll")) + beside
+
+
+def _auroc(knows: Mapping[Key, Json], key: Key) -> str:
+    told = knows.get(key, {})
+    return interval(told.get("auroc"), told.get("interval"))
+
+
+def _beside_the_scaled_baseline(found: Json) -> dict[Key, Json]:
     """Return the differences in NLL from the baseline with a temperature, by task and method."""
     scaled = f"{found['baseline']}+temperature"
     rows = [row for row in found["differences"] if row["metric"] == "nll" and row["baseline"] == scaled]

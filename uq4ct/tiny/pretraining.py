@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -29,8 +29,24 @@ def train_tokenizer(world: World, vocabulary: int) -> PreTrainedTokenizerFast:
 
     A space and a capital letter are always one token, since answers are letters.
     """
+    corpus = Corpus(world)
+    texts = [f"{d.prompt} {d.letter}" for d in (*_questions(corpus, 2400), *_passages(corpus, 1600))]
+    names = [f" {entity}" for entity in dict.fromkeys(fact.entity.name for fact in world.facts)]
+    values = [f" {value}" for pool in POOLS.values() for value in pool]
+    letters = [f" {letter}" for letter in LETTERS]
+    return byte_level_bpe(
+        [*texts, *(names * 20), *(values * 200), *(letters * 5000)], vocabulary, context_length=CONTEXT_LENGTH
+    )
+
+
+def byte_level_bpe(
+    texts: Iterable[str], vocabulary: int, *, context_length: int, single_digits: bool = False
+) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE that puts a BOS before each text and pads at the left; digits may be tokens of their own."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if single_digits:
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), bytes_])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
@@ -38,12 +54,7 @@ def train_tokenizer(world: World, vocabulary: int) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    corpus = Corpus(world)
-    texts = [f"{d.prompt} {d.letter}" for d in (*_questions(corpus, 2400), *_passages(corpus, 1600))]
-    names = [f" {entity}" for entity in dict.fromkeys(fact.entity.name for fact in world.facts)]
-    values = [f" {value}" for pool in POOLS.values() for value in pool]
-    letters = [f" {letter}" for letter in LETTERS]
-    tokenizer.train_from_iterator([*texts, *(names * 20), *(values * 200), *(letters * 5000)], trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
     )
@@ -53,29 +64,44 @@ def train_tokenizer(world: World, vocabulary: int) -> PreTrainedTokenizerFast:
         eos_token=EOS,
         pad_token=PAD,
         padding_side="left",
-        model_max_length=CONTEXT_LENGTH,
+        model_max_length=context_length,
         clean_up_tokenization_spaces=False,
     )
 
 
 def make_model(preset: Preset, tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
     """Make an untrained Llama of a preset's shape."""
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=preset.hidden,
-        intermediate_size=preset.feed_forward,
-        num_hidden_layers=preset.layers,
-        num_attention_heads=preset.heads,
-        max_position_embeddings=CONTEXT_LENGTH,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+    model = untrained_llama(
+        tokenizer,
+        seed,
+        hidden=preset.hidden,
+        feed_forward=preset.feed_forward,
+        layers=preset.layers,
+        heads=preset.heads,
     )
-    model = LlamaForCausalLM(config)
     plant(model, tokenizer)
     return model
+
+
+def untrained_llama(
+    tokenizer: PreTrainedTokenizerFast, seed: int, *, hidden: int, feed_forward: int, layers: int, heads: int
+) -> LlamaForCausalLM:
+    """Make a Llama of these sizes for a tokenizer, its weights drawn; embeddings are tied."""
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=hidden,
+            intermediate_size=feed_forward,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            max_position_embeddings=tokenizer.model_max_length,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
 
 
 def pretrain(
