@@ -28,6 +28,7 @@ def scored(
     samples: Any = None,
     options: dict[str, Any] | None = None,
     question: str = "Which?",
+    seen: Any = None,
 ) -> Scored:
     """Write one evaluation of a run on questions with two choices, and what else a comparison reads of the run.
 
@@ -58,6 +59,7 @@ def scored(
             "abstained": False,
         }
         row |= {} if groups is None else {"group": groups[i]}
+        row |= {} if seen is None else {"seen": float(seen[i])}
         row |= {} if drawn is None else {"samples": np.log(drawn).tolist()}
         rows.append(row)
     predictions.write(place / "predictions.jsonl", rows)

@@ -277,7 +277,8 @@ def in_memory(method: str, seed: int, first: np.ndarray, answer: np.ndarray) -> 
     answers = Answers.of(np.stack([first, 1 - first], axis=1), answer)
     values = {metric.name: metric.value(answers, QUICK) for metric in METRICS if metric.name in differences.COMPARED}
     run = comparison.Scored(method, seed, Path(), ("coins",))
-    return Answered(run, {"task": "coins", "split": "test", **values}, answers, None, np.zeros(len(answer)), 1, np.ones(len(answer)))
+    metrics, ones = {"task": "coins", "split": "test", **values}, np.ones(len(answer))
+    return Answered(run, metrics, answers, None, np.zeros(len(answer)), 1, length=ones, seen=ones)
 
 
 @pytest.mark.parametrize("seeds", [2, 5])
@@ -310,8 +311,10 @@ def test_scores_tell_a_shifted_task_from_the_one_that_was_trained_on(tmp_path):
     inside, outside = generator.uniform(0.7, 0.99, (2, 40)), generator.uniform(0.5, 0.8, (2, 40))
     for s in seeds:
         samples = np.stack([outside[s - 1] - 0.1, outside[s - 1] + 0.1], axis=1)
-        scored(tmp_path, "m", s, inside[s - 1], answer, feu=inside[s - 1], samples=inside[s - 1][:, None].repeat(2, 1))
+        at_home = {"feu": inside[s - 1], "samples": inside[s - 1][:, None].repeat(2, 1), "seen": [0.9, 0.8] * 20}
+        scored(tmp_path, "m", s, inside[s - 1], answer, **at_home)
         other = {"task": "shifted", "feu": 1 - inside[s - 1], "samples": samples, "question": "Which of these?"}
+        other["seen"] = [0.85] * 40
         scored(tmp_path, "m", s, outside[s - 1], answer, **other)
     runs = [comparison.Scored("m", s, tmp_path / f"m-{s}", ("coins", "shifted")) for s in seeds]
     found = comparison.compare(runs, 2, QUICK, None)
@@ -325,6 +328,7 @@ def test_scores_tell_a_shifted_task_from_the_one_that_was_trained_on(tmp_path):
     assert (rows["feu"]["auroc"], rows["feu"]["fpr95"]) == (1.0, 0.0)  # it is large in, small out of distribution
     assert rows["epistemic"]["auroc"] == 1.0
     assert rows["length"]["auroc"] == 1.0  # every shifted question is longer
+    assert rows["unseen"]["auroc"] == 0.5  # half of the questions at home have fewer tokens of the training's
     assert rows["max_probability"]["seeds"] == [1, 2]
     passing = [np.mean(1 - outside[s] <= np.sort(1 - inside[s])[37]) for s in (0, 1)]  # 38 of 40 are 95 %
     assert rows["max_probability"]["fpr95"] == pytest.approx(np.mean(passing))
@@ -337,6 +341,10 @@ def test_a_score_that_a_method_does_not_have_is_null_with_a_reason(tmp_path):
     rows = {each["score"]: each for each in comparison.compare([run], 1, QUICK, None)["shift_detection"]}
     assert [rows[score]["auroc"] for score in ("feu", "epistemic")] == [None, None]
     assert rows["length"]["auroc"] == 0.5  # one question, asked again and again
+    assert (rows["unseen"]["auroc"], rows["unseen"]["reason"]) == (
+        None,
+        "the rows do not say which of their tokens were seen in training",
+    )
     run = scored(tmp_path, "m", 1, first[0], answer, task="without text", question="")
     found = comparison.compare([run], 1, QUICK, None)["shift_detection"]
     rows = {each["score"]: each for each in found if each["shifted"] == "without text"}

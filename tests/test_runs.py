@@ -7,13 +7,14 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from uq4ct import backbone, cli, evaluating, fitting, predictions, preflight
+from uq4ct import backbone, cli, data, evaluating, fitting, predictions, preflight
 from uq4ct.adapting import TrainConfig, check_training_options
 from uq4ct.answering import FINGERPRINT_QUESTIONS, UQModel
 from uq4ct.config import Layer, resolve
@@ -279,6 +280,32 @@ def test_evaluation_scores_every_item_and_writes_its_folder(run, questions, tmp_
     again = evaluating.evaluate(run, [str(questions)], resume=True, say=lambda line: None)
     assert again[0]["nll"] == result["nll"]
     assert (folder / "predictions.jsonl").stat().st_mtime_ns == before
+
+
+def test_rows_say_which_share_of_their_tokens_the_questions_fitted_on_have(run, model, questions, tmp_path):
+    asked = [ROWS[3], {**ROWS[3], "id": "new", "question": "Quartz?"}]
+    source, output = tmp_path / "asked.jsonl", tmp_path / "answers.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in asked), encoding="utf-8")
+    evaluating.predict(run, source, output, say=lambda line: None)
+    (result,) = evaluating.evaluate(run, [str(source)], say=lambda line: None)
+    answered, evaluated = (
+        predictions.read(path) for path in (output, run.folder / "evaluations" / result["task"] / "predictions.jsonl")
+    )
+    fitted = set(json.loads((run.folder / "splits.json").read_text())["fit"])
+    known: set[int] = set()
+    for question in data.read_file(questions).questions:
+        if question.id in fitted:
+            known |= {*model.encoder.encode(question)["input_ids"]}
+    expected = []
+    for question in data.read_file(source).questions:
+        ids = model.encoder.encode(question)["input_ids"]
+        expected.append(sum(1 for token in ids if token in known) / len(ids))
+    assert expected[1] < expected[0] <= 1
+    assert [row["seen"] for row in answered] == [row["seen"] for row in evaluated] == expected
+    assert all(0 < row["seen"] <= 1 for row in predictions.read(run.folder / "calibration.jsonl"))
+    former = replace(model, known=None)  # a run of a former version keeps no vocabulary
+    (row,) = former.rows([question], former.predict_questions([question]))
+    assert "seen" not in row
 
 
 def test_two_sources_of_one_name_are_refused(run, questions):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from uq4ct import predictions
+from uq4ct import predictions, vocabulary
 from uq4ct.config import Config
 from uq4ct.errors import Note, UserError
 from uq4ct.posthoc.abstain import AbstainRule
@@ -68,6 +68,7 @@ class UQModel:
     encoder: Encoder | SequenceEncoder
     rule: AbstainRule | None = None
     calibrator: Calibrator | None = None
+    known: frozenset[int] | None = None  # tokens of the questions fitted on, where the run keeps them
 
     @classmethod
     def load(cls, run: Run | Path | str, *, base: str | None = None) -> UQModel:
@@ -108,7 +109,7 @@ class UQModel:
                 "use the tokenizer and the version of uq4ct that wrote the run"
             )
         model = config.method.load(backbone.model, run.folder)
-        loaded = cls(config, model, encoder, run.rule, run.calibrator)
+        loaded = cls(config, model, encoder, run.rule, run.calibrator, vocabulary.read(run.folder))
         loaded.check_fingerprint(run)
         return loaded
 
@@ -163,9 +164,19 @@ class UQModel:
             progress=progress,
         )
 
-    def rows(self, questions: Sequence[Question], prediction: Prediction) -> list[dict[str, Any]]:
-        """Return prediction rows, with the abstain rule applied where there is one."""
-        rows = predictions.rows(questions, prediction, method=self.config.method.label, seed=self.config.output.seed)
+    def rows(
+        self, questions: Sequence[Question], prediction: Prediction, examples: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[dict[str, Any]]:
+        """Return prediction rows, with the abstain rule applied where there is one.
+
+        ``examples`` are the questions, if encoded already.
+        """
+        seen = None
+        if self.known is not None:
+            encoded = self.encoder.encode_all(questions) if examples is None else examples
+            seen = vocabulary.shares(encoded, self.known)
+        method, seed = self.config.method.label, self.config.output.seed
+        rows = predictions.rows(questions, prediction, seen=seen, method=method, seed=seed)
         return rows if self.rule is None else self.rule.apply(rows)
 
     def fingerprint(self) -> list[list[float]]:

@@ -88,7 +88,8 @@ def evaluate(
             [question.id for question in questions.questions],
             lambda: own.predict_raw(questions.questions, examples=asked_now, batch_size=batch_size, progress=bar),  # noqa: B023, called at once
         )
-        rows = model.rows(questions.questions, raw if model.calibrator is None else model.calibrator.apply(raw))
+        calibrated = raw if model.calibrator is None else model.calibrator.apply(raw)
+        rows = model.rows(questions.questions, calibrated, asked_now)
         settings = run.config.eval
         metrics = {
             **summarize(
@@ -151,7 +152,8 @@ def predict(
         for start in range(done, len(questions), CHUNK):
             chunk = questions.questions[start : start + CHUNK]
             encoded = examples[start : start + CHUNK]
-            for row in model.rows(chunk, model.predict_questions(chunk, examples=encoded, batch_size=batch_size)):
+            answered = model.predict_questions(chunk, examples=encoded, batch_size=batch_size)
+            for row in model.rows(chunk, answered, encoded):
                 file.write(predictions.to_line(row).encode())
             file.flush()
             os.fsync(file.fileno())

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from uq4ct import data, predictions
+from uq4ct import data, predictions, vocabulary
 from uq4ct.adapting import Bench, check_training_options, is_main_process, remove_checkpoints, wait_for_all
 from uq4ct.answering import UQModel
 from uq4ct.config import Config
@@ -169,7 +169,8 @@ def _fit(
     model = config.method.fit(bench)
     if is_main_process():
         seconds = time.monotonic() - started + sum(shared)
-        _finish(ready, config, UQModel(config, model, ready.encoder), folder, seconds, say)
+        fitted = UQModel(config, model, ready.encoder, known=vocabulary.read(folder))
+        _finish(ready, config, fitted, folder, seconds, say)
     wait_for_all()
 
 
@@ -195,6 +196,7 @@ def _begin(ready: Prepared, config: Config, folder: Path, say: Say) -> None:
             "calibration": [question.id for question in ready.calibration],
         },
     )
+    vocabulary.write(folder, ready.examples)
     if ready.questions.skipped:
         write_atomically(folder / ready.questions.rejected_name, ready.questions.rejected_jsonl())
         say(f"{len(ready.questions.skipped):,} bad rows left out, listed in {folder / ready.questions.rejected_name}")
@@ -209,7 +211,8 @@ def _finish(ready: Prepared, config: Config, fitted: UQModel, folder: Path, seco
             write_json(folder / POSTHOC, found.to_dict())
             say(f"{config.method.label}: {found.describe()}")
             fitted, prediction = replace(fitted, calibrator=found), found.apply(prediction)
-        predictions.write(folder / "calibration.jsonl", fitted.rows(ready.calibration, prediction))
+        rows = fitted.rows(ready.calibration, prediction, ready.calibration_examples)
+        predictions.write(folder / "calibration.jsonl", rows)
     write_json(folder / "uq4ct.json", _facts(ready, config, fitted, folder, seconds))
     members = (f"{path.name}/{file.name}" for path in folder.glob("member-*") for file in path.iterdir())
     write_manifest(folder, [name for name in (*FIT_FILES, *members) if (folder / name).is_file()])

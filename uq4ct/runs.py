@@ -1,7 +1,7 @@
 """A run folder: one method fitted on one task with one seed, and every evaluation of it.
 
-config.yaml, environment.json, uq4ct.json, splits.json, training_log.jsonl, training.json, calibration.jsonl,
-adapter_config.json, adapter_model.safetensors, manifest.json          the fit; the manifest is written last
+config.yaml, environment.json, uq4ct.json, splits.json, vocabulary.json, training_log.jsonl, training.json,
+calibration.jsonl, adapter_config.json, adapter_model.safetensors, manifest.json   the fit; the manifest is written last
 state.safetensors, member-N/, posthoc.json                             where a method has more
 evaluations/<task>/{predictions.jsonl, metrics.json, manifest.json}    one folder per evaluated task
 abstain.json                                                           the abstain rule, once one was chosen
@@ -30,6 +30,7 @@ from uq4ct.errors import UserError
 from uq4ct.manifest import MANIFEST, sha256, verify_manifest
 from uq4ct.posthoc.abstain import AbstainRule
 from uq4ct.posthoc.base import Calibrator
+from uq4ct.vocabulary import VOCABULARY
 
 Say = Callable[[str], None]
 
@@ -40,6 +41,7 @@ FIT_FILES = (
     "environment.json",
     "uq4ct.json",
     "splits.json",
+    VOCABULARY,
     "training_log.jsonl",
     "training.json",
     "calibration.jsonl",

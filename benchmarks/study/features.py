@@ -8,7 +8,7 @@ them what needs a tokenizer and no model: how short a question is, and how much 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from uq4ct.manifest import write_atomically
 from uq4ct.runs import Run
 from uq4ct.scoring import Example, in_batches, score
 from uq4ct.types import Question
+from uq4ct.vocabulary import shares, vocabulary
 
 NEAREST = 10  # the neighbour whose distance counts
 TEXTUAL = ("length", "seen")
@@ -59,7 +60,7 @@ def write_nearness(folder: Path, tasks: Sequence[str], with_features: Sequence[s
     asked: dict[str, Sequence[Question]] = {"calibration": calibration}
     for task in tasks:  # called as evaluations are, arc_easy.validation
         asked[task] = data.load(task.replace(".", ":"), root=config.root, config=config).questions
-    known = frozenset().union(*map(_tokens, model.encoder.encode_all(fit)))
+    known = vocabulary(model.encoder.encode_all(fit))
     for part, questions in asked.items():
         examples = model.encoder.encode_all(questions)
         textual = {"length": [-log for log in log_lengths(examples)], "seen": shares(examples, known)}
@@ -78,20 +79,6 @@ def write_nearness(folder: Path, tasks: Sequence[str], with_features: Sequence[s
 def log_lengths(examples: Sequence[Example]) -> list[float]:
     """Return the logarithm of the tokens that a model sees of each question, mean over the texts that it sees."""
     return [float(np.log(tokens_of(example) / len(example.get("option_ids", [[]])))) for example in examples]
-
-
-def shares(examples: Sequence[Example], known: Collection[int]) -> list[float]:
-    """Return which share of the tokens that a model sees of each question are among the known ones."""
-    return [sum(token in known for token in tokens) / len(tokens) for tokens in map(_tokens, examples)]
-
-
-def _tokens(example: Example) -> list[int]:
-    """Return the tokens that a model sees of an encoded question: with every option of its own those of the prompt.
-
-    >>> _tokens({"input_ids": [5, 6], "option_ids": [[7], [8, 9]]}), _tokens({"input_ids": [5, 6]})
-    ([5, 6, 7, 5, 6, 8, 9], [5, 6])
-    """
-    return [token for option in example.get("option_ids", [[]]) for token in (*example["input_ids"], *option)]
 
 
 def features(model: UQModel, questions: Sequence[Question]) -> Rows:

@@ -36,7 +36,16 @@ PREFIXES: Mapping[str, tuple[str, ...]] = {
 DISTRIBUTIONS = tuple(PREFIXES)
 POSITIVE = "positive"  # one column with the probability of class 1 of 0 and 1; never found by name
 # Further fields of our own rows.
-OWN = ("uncertainty", "abstained", "samples", "letter_mass", "context_characters", "stratum", "true_probabilities")
+OWN = (
+    "uncertainty",
+    "abstained",
+    "samples",
+    "letter_mass",
+    "context_characters",
+    "seen",
+    "stratum",
+    "true_probabilities",
+)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ OPTIONAL = (
     "samples",
     "letter_mass",
     "context_characters",
+    "seen",
     "group",
     "stratum",
     "true_probabilities",
@@ -29,9 +30,16 @@ OPTIONAL = (
 
 
 def rows(
-    questions: Sequence[Question], prediction: Prediction, *, method: str | None = None, seed: int | None = None
+    questions: Sequence[Question],
+    prediction: Prediction,
+    *,
+    seen: Sequence[float] | None = None,
+    method: str | None = None,
+    seed: int | None = None,
 ) -> list[Row]:
     """Return one prediction row per question, in their order. Nothing is abstained until a rule is applied.
+
+    ``seen`` is the share of each question's tokens that the questions fitted on have, too.
 
     >>> q = Question(id="1", question="Which melts first?", choices=("ice", "iron"), labels=("A", "B"), answer=0)
     >>> row = rows([q], Prediction(("1",), np.array([[[2.0, 0.0]]]), np.array([[True, True]])))[0]
@@ -65,6 +73,7 @@ def rows(
             "samples": prediction.logits[i, :, :k].tolist() if samples > 1 else None,
             "letter_mass": None if prediction.letter_mass is None else float(prediction.letter_mass[i]),
             "context_characters": len(question.context) or None,
+            "seen": None if seen is None else seen[i],
             "group": question.group,
             "stratum": question.stratum,
             "true_probabilities": None if question.true_probabilities is None else list(question.true_probabilities),

@@ -38,6 +38,7 @@ class Answered(NamedTuple):
     epistemic: np.ndarray  # mutual information of each answer and its samples, in nats; NaN where it is not known
     samples: int  # distributions behind an answer, as its row keeps them
     length: np.ndarray  # characters of each question and its choices, NaN where the row does not keep them
+    seen: np.ndarray  # share of each question's tokens that the questions fitted on have, NaN where the row has none
 
 
 Asked = Mapping[str, Mapping[str, Sequence[Answered]]]  # by evaluation and method, one of each seed
@@ -75,6 +76,7 @@ def _answered(run: Scored, folder: Path, rows: Sequence[Json]) -> Answered:
         np.array([np.nan if part is None else part for part in parts], dtype=np.float64),
         max(len(row.get("samples") or [None]) for row in labelled),
         np.array([characters(row) for row in labelled], dtype=np.float64),
+        np.array([row.get("seen", np.nan) for row in labelled], dtype=np.float64),
     )
 
 

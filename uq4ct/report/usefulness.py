@@ -25,9 +25,9 @@ def shift_detection(asked: Asked, inside: str | None, settings: Settings) -> lis
     """Return how well each score tells every shifted task from the one that was trained on, over paired seeds.
 
     Scores are read as uncertainties: 1 - maximum probability, the entropy of the answer, minus FEU, mutual information
-    over samples, and as a control the length of a question, which any shift of wording may change. ``auroc`` and
-    ``fpr95`` are means over seeds; a score that a method does not have is null, with a reason. Empty where nothing like
-    the training questions was evaluated.
+    over samples, and as controls that need no model the length of a question and the share of its tokens that the
+    training has not, which any shift of wording may change. ``auroc`` and ``fpr95`` are means over seeds; a score that
+    a method does not have is null, with a reason. Empty where nothing like the training questions was evaluated.
     """
     if inside is None:
         return []
@@ -83,12 +83,20 @@ def length(run: Answered) -> np.ndarray:
     return run.length
 
 
+def unseen(run: Answered) -> np.ndarray:
+    """Return the share of tokens that the questions fitted on have not; raises Undefined where the rows have none."""
+    if np.isnan(run.seen).any():
+        raise Undefined("the rows do not say which of their tokens were seen in training")
+    return 1.0 - run.seen
+
+
 SCORES: Mapping[str, Callable[[Answered], np.ndarray]] = {
     "max_probability": max_probability,
     "entropy": entropy,
     "feu": feu,
     "epistemic": epistemic,
     "length": length,
+    "unseen": unseen,
 }
 
 
