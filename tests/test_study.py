@@ -132,15 +132,29 @@ def test_variants_are_held_against_the_baseline_with_the_same_suffix():
     ]
 
 
+def test_feu_is_held_against_the_share_of_right_answers():
+    """Read as a confidence, as the paper's Eq. 10 trains it to be; a method without FEU adds nothing of it."""
+    result = {"method": "uq4ct", "task": "home", "accuracy": 0.5, "feu": 0.625, "feu_ece": 0.125}
+    useful = {"method": "uq4ct", "task": "home", "feu_auroc": 0.5, "interval": [0.4, 0.6], "max_probability_auroc": 0.75}
+    found = {
+        "results": [{**result, "intervals": {"feu_ece": [0.1, 0.2]}}],
+        "feu_usefulness": [{**useful, "added_value": {"p": 0.25}}, {**useful, "method": "mixlora"}],
+    }
+    assert list(KINDS["feu"](found, ["uq4ct"]))[2:] == [
+        "| `uq4ct` | home | 50.0 | 62.5 | 12.5 (10.0-20.0) | 0.500 (0.400-0.600) | 0.750 | 0.25 |"
+    ]
+
+
 def test_an_axis_sets_campaigns_below_each_other(tmp_path):
     """Each with its own title, the scaled answers against the baseline's with a temperature, and what was not run left out."""
 
     def found(title, methods):
         results = [
-            {"task": task, "method": method, "accuracy": 0.5, "nll": 1.5 if task == "away" else 1.0, "ece": 0.125}
+            {"task": task, "method": method, "accuracy": 0.5, "nll": 1.5 if task == "away" else 1.0, "ece": 0.125,
+             "feu": 0.375 if method.startswith("uq4ct") else None}
             for method in methods
             for task in ("home", "away")
-        ]
+        ]  # fmt: skip
         differences = [
             {"task": task, "method": method, "metric": "nll", "interval": [0.0, 0.5],
              "difference": 0.25 if task == "home" else 0.125 if method.endswith("temperature") else 0.375,
@@ -163,10 +177,10 @@ def test_an_axis_sets_campaigns_below_each_other(tmp_path):
     scaled = ["lora", "lora+temperature", "uq4ct", "uq4ct+temperature", "uq4ct+familiarity"]
     founds = [found("few questions", scaled), found("many", ["uq4ct"])]
     assert list(axes.table(founds, ["home", "away", "lora", "uq4ct"]))[2:] == [
-        "| few questions | `lora` | 50.0 | 1.000 | 12.5 | 1.000 | 1.500 | - | - |",
+        "| few questions | `lora` | 50.0 | 1.000 | 12.5 | 1.000 | 1.500 | - | - | - |",
         "| few questions | `uq4ct` | 50.0 | 1.000 | 12.5 | 1.000: +0.250 (+0.000, +0.500) | "
-        "1.500: +0.125 (+0.000, +0.500) | 1.500: +0.375 (+0.000, +0.500) | 0.750 (0.500-1.000) |",
-        "| many | `uq4ct` | 50.0 | 1.000 | 12.5 | - | - | - | 0.750 (0.500-1.000) |",
+        "1.500: +0.125 (+0.000, +0.500) | 1.500: +0.375 (+0.000, +0.500) | 0.750 (0.500-1.000) | 37.5 |",
+        "| many | `uq4ct` | 50.0 | 1.000 | 12.5 | - | - | - | 0.750 (0.500-1.000) | 37.5 |",
     ]
     head, _, few, many = axes.grid(founds, ["home", "away", "lora", "uq4ct"])
     assert head == (

@@ -25,9 +25,9 @@ def table(founds: Sequence[Json], args: Sequence[str]) -> Iterator[str]:
     home, shifted, *methods = args
     yield (
         "| training | method | accuracy % | NLL | ECE % | NLL with a temperature | "
-        f"`{shifted}`: NLL with a temperature | with `+familiarity` | AUROC of FEU |"
+        f"`{shifted}`: NLL with a temperature | with `+familiarity` | AUROC of FEU | mean FEU % |"
     )
-    yield "|---|---|---|---|---|---|---|---|---|"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
     for found in founds:
         rows, apart, knows = _by_task(found)
         for method in methods:
@@ -37,7 +37,8 @@ def table(founds: Sequence[Json], args: Sequence[str]) -> Iterator[str]:
             cells = [f"{100 * own['accuracy']:.1f}", f"{own['nll']:.3f}", f"{100 * own['ece']:.1f}"]
             for task, suffix in ((home, "temperature"), (shifted, "temperature"), (shifted, "familiarity")):
                 cells.append(_nll(rows, apart, (task, f"{method}+{suffix}")))
-            cells.append(_auroc(knows, (shifted, method)))
+            level = own.get("feu")
+            cells += [_auroc(knows, (shifted, method)), number(None if level is None else 100 * level, ".1f")]
             yield f"| {found['title']} | `{method}` | {' | '.join(cells)} |"
 
 

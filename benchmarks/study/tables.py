@@ -21,6 +21,7 @@ from uq4ct.report.answered import Scored
 
 Json = Mapping[str, Any]
 METRICS = ("accuracy", "nll", "brier", "ece", "auroc", "augrc")
+OF_FEU = "feu_ece"  # kept, with its interval, of the methods that have a FEU
 _PLACE = re.compile(
     r"(<!-- (?P<campaigns>[\w,-]+): (?P<kind>\w+)(?P<args>[^>]*?) -->\n)(?:(?!<!-- ).)*(<!-- end -->)", re.DOTALL
 )
@@ -34,27 +35,31 @@ def keep(results: Path, path: Path, campaign: Json | None = None) -> None:
     finished = finished_cells(found, results.parent)
     for name in ("results", "differences", "verdicts", "feu_usefulness"):
         found[name] = [{**row, "task": _evaluation(row)} for row in found[name]]
-    rows = found["results"]
-    own = ("task", "method", "passes", "n", "seeds", "feu", "ece_null", *METRICS)
     kept = {
         "machine": {name: found["machine"][name] for name in ("packages", "device")},
         "baseline": found["baseline"],
         "title": campaign.get("title"),
         "figure": campaign.get("figure"),
         "unfinished": unfinished,
-        "results": [
-            {**{name: row.get(name) for name in own}, "intervals": {m: row["intervals"].get(m) for m in METRICS},
-             "by_seed": {m: row["values"].get(m) for m in (*METRICS, "feu")}}
-            for row in rows
-        ],
+        "results": [_shown(row) for row in found["results"]],
         "differences": [row for row in found["differences"] if row["metric"] in METRICS],
         **{name: found[name] for name in ("verdicts", "shift_detection", "feu_usefulness", "costs")},
         **(target.target_of(finished, campaign["target"]) if "target" in campaign else {}),
         "scores": scores.scores_of(finished, campaign["scores"]) if "scores" in campaign else [],
-    }  # fmt: skip
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     parts = [f"{json.dumps(name)}: {_one_row_per_line(value)}" for name, value in _rounded(kept).items()]
     path.write_text("{" + ",\n".join(parts) + "}\n", encoding="utf-8")
+
+
+def _shown(row: Json) -> dict[str, Any]:
+    """Return what the tables need of one task and method."""
+    own = ("task", "method", "passes", "n", "seeds", "feu", OF_FEU, "ece_null", *METRICS)
+    return {
+        **{name: row.get(name) for name in own},
+        "intervals": {name: row["intervals"].get(name) for name in (*METRICS, OF_FEU)},
+        "by_seed": {name: row["values"].get(name) for name in (*METRICS, "feu")},
+    }
 
 
 def finished_cells(found: Json, folder: Path) -> list[Scored]:
@@ -191,15 +196,23 @@ def _shift(found: Json, args: Sequence[str]) -> Iterator[str]:
 
 
 def _feu(found: Json, args: Sequence[str]) -> Iterator[str]:
-    """Return, for each method named, AUROC of right answers by FEU and by confidence, and the test of what FEU adds."""
-    yield "| method | task | AUROC of FEU | of the confidence | p of what FEU adds |"
-    yield "|---|---|---|---|---|"
+    """Return, for each method named, how near FEU is to the share of right answers, and what it says of each answer."""
+    results = {(row["method"], row["task"]): row for row in found["results"]}
+    heads = ["method", "task", "accuracy %", "mean FEU %", "ECE of FEU %", "AUROC of FEU", "of the confidence"]
+    yield f"| {' | '.join(heads)} | p of what FEU adds |"
+    yield "|---|---|---|---|---|---|---|---|"
     for row in found["feu_usefulness"]:
         if row["method"] in args:
+            own = results[row["method"], row["task"]]
+            level = f"{100 * own['accuracy']:.1f} | {100 * own['feu']:.1f}"
+            error = interval(100 * own[OF_FEU], [100 * end for end in own["intervals"][OF_FEU]], 1)
             auroc = interval(row["feu_auroc"], row["interval"])
             added = (row["added_value"] or {}).get("p")
             shown = "-" if added is None else f"{added:.2f}"
-            yield f"| `{row['method']}` | {row['task']} | {auroc} | {row['max_probability_auroc']:.3f} | {shown} |"
+            yield (
+                f"| `{row['method']}` | {row['task']} | {level} | {error} | {auroc} | "
+                f"{row['max_probability_auroc']:.3f} | {shown} |"
+            )
 
 
 def _variants(found: Json, args: Sequence[str]) -> Iterator[str]:
