@@ -44,5 +44,5 @@ bench: $(READY) ## Time and weigh the mixture beside plain LoRA; write docs/spee
 docs-errors: $(READY) ## Write docs/errors.md, the messages for bad input, from real runs
 	@OMP_NUM_THREADS=1 $(BIN)/python docs/errors.py
 
-clean: ## Remove the environment and everything the targets wrote
-	rm -rf .venv demo runs build *.egg-info
+clean: ## Remove the environment and the demo; your own runs stay
+	rm -rf .venv demo build *.egg-info

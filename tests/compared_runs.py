@@ -59,7 +59,7 @@ def scored(
             "abstained": False,
         }
         row |= {} if groups is None else {"group": groups[i]}
-        row |= {} if seen is None else {"seen": float(seen[i])}
+        row |= {} if seen is None else {"seen_tokens": float(seen[i])}
         row |= {} if drawn is None else {"samples": np.log(drawn).tolist()}
         rows.append(row)
     predictions.write(place / "predictions.jsonl", rows)

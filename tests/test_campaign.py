@@ -599,7 +599,7 @@ def test_cells_of_less_than_a_gpu_are_as_many_ray_tasks_as_share_one(devices, gp
 def test_ray_is_an_extra_that_is_named_where_it_is_missing(questions, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     made = plan(questions, tmp_path / "out", "zero_shot", [1])
-    with pytest.raises(UserError, match=r"Ray is not installed; pip install 'uq4ct\[ray\]'"):
+    with pytest.raises(UserError, match=r"Ray is not installed; pip install 'ray>=2.54'"):
         campaign.run_cells(made.cells, tmp_path / "out", engine="ray")
     assert not (tmp_path / "out").exists()
 

@@ -59,7 +59,7 @@ def test_methods_are_listed_as_json(capsys):
         ),
         (
             ["train", "--set", "rank=3", "--output", "x"],
-            "error: --set rank=3: expected section.key=value, for example train.learning_rate=2e-4",
+            "error: --set rank=3: expected section.key=value, for example train.num_train_epochs=3",
         ),
         (
             ["train", "--set", "method.rank=3", "train.learing_rate=1", "--output", "x"],

@@ -73,10 +73,10 @@ def test_a_row_says_how_long_the_passage_was_and_a_length_counts_it(tmp_path: Pa
 def test_a_row_says_which_share_of_its_tokens_the_training_has(tmp_path: Path) -> None:
     path = tmp_path / "predictions.jsonl"
     predictions.write(path, predictions.rows(QUESTIONS, one_pass(), seen=[0.75, 0.0]))
-    assert [row["seen"] for row in predictions.read(path)] == [0.75, 0.0]
-    assert "seen" not in predictions.rows(QUESTIONS, one_pass())[0]
+    assert [row["seen_tokens"] for row in predictions.read(path)] == [0.75, 0.0]
+    assert "seen_tokens" not in predictions.rows(QUESTIONS, one_pass())[0]
     path.write_text(predictions.to_line(predictions.rows(QUESTIONS, one_pass(), seen=[1.5, 0.0])[0]), encoding="utf-8")
-    with pytest.raises(UserError, match=r"'seen' must be .*1\.5"):
+    with pytest.raises(UserError, match=r"'seen_tokens' must be .*1\.5"):
         predictions.read(path)
 
 

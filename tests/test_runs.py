@@ -301,11 +301,11 @@ def test_rows_say_which_share_of_their_tokens_the_questions_fitted_on_have(run, 
         ids = model.encoder.encode(question)["input_ids"]
         expected.append(sum(1 for token in ids if token in known) / len(ids))
     assert expected[1] < expected[0] <= 1
-    assert [row["seen"] for row in answered] == [row["seen"] for row in evaluated] == expected
-    assert all(0 < row["seen"] <= 1 for row in predictions.read(run.folder / "calibration.jsonl"))
+    assert [row["seen_tokens"] for row in answered] == [row["seen_tokens"] for row in evaluated] == expected
+    assert all(0 < row["seen_tokens"] <= 1 for row in predictions.read(run.folder / "calibration.jsonl"))
     former = replace(model, known=None)  # a run of a former version keeps no vocabulary
     (row,) = former.rows([question], former.predict_questions([question]))
-    assert "seen" not in row
+    assert "seen_tokens" not in row
 
 
 def test_two_sources_of_one_name_are_refused(run, questions):

@@ -321,7 +321,7 @@ def test_the_page_is_written_from_part_of_the_results(tmp_path):
     step = "width-64: step of `ffn_block` / LoRA r80"
     assert f"| {step} | <= 1.20 | 1.150 (1.150-1.150) | 1.200 (1.200-1.200) | met |" in page
     assert "/ without | <= 1.02 | 1.500 (1.400-1.600) | 1.300 (1.200-1.400) | missed |" in page
-    assert "No GPU was at hand" in page
+    assert "Speed was not measured on a GPU" in page
     assert "`the command`: cpu, cpu, 2 cores" in page
     assert "## Memory" not in page
 
@@ -335,7 +335,7 @@ def test_the_page_of_a_gpu_has_a_gpu_s_goals_and_names_the_gpu(tmp_path):
     assert page.startswith("# Speed on a GPU: NVIDIA H100\n")
     assert "bfloat16 under autocast" in page
     assert "float32" not in page
-    assert "No GPU was at hand" not in page
+    assert "Speed was not measured on a GPU" not in page
 
 
 def test_the_page_begins_with_the_best_and_the_worst_of_all_cases(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -68,7 +68,7 @@ class UQModel:
     encoder: Encoder | SequenceEncoder
     rule: AbstainRule | None = None
     calibrator: Calibrator | None = None
-    known: frozenset[int] | None = None  # tokens of the questions fitted on, where the run keeps them
+    known: frozenset[int] | None = field(default=None, repr=False)  # tokens of the questions fitted on, if kept
 
     @classmethod
     def load(cls, run: Run | Path | str, *, base: str | None = None) -> UQModel:
@@ -123,7 +123,8 @@ class UQModel:
         asked = Question(
             id="question", question=question, choices=tuple(map(str, choices)), labels=labels, context=context
         )
-        (row,) = self.rows([asked], self.predict_questions([asked]))
+        encoded = self.encoder.encode_all([asked])
+        (row,) = self.rows([asked], self.predict_questions([asked], examples=encoded), encoded)
         return Answer(
             choice=asked.choices[labels.index(row["prediction"])],
             label=row["prediction"],

@@ -383,18 +383,17 @@ def _device(config: ModelConfig) -> str:
 def is_there(device: str) -> bool:
     """Tell whether this machine has a device.
 
-    >>> is_there("cpu"), is_there("cpu:0"), is_there("cpu:x"), is_there("warp"), is_there("cuda:99")
-    (True, True, False, False, False)
+    >>> [is_there(name) for name in ("cpu", "cpu:0", "cpu:", "cpu:x", "warp", "cuda:99")]
+    [True, True, False, False, False, False]
     """
     import torch
 
-    kind, _, number = device.partition(":")
-    count = {
-        "cpu": 1,
-        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
-        "mps": int(torch.backends.mps.is_available()),
-    }.get(kind, 0)
-    return count > 0 and (not number or number in map(str, range(count)))
+    kind, colon, number = device.partition(":")
+    if kind == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    else:
+        count = int(kind == "cpu" or (kind == "mps" and torch.backends.mps.is_available()))
+    return count > 0 and (not colon or number in map(str, range(count)))
 
 
 def _dtype(config: ModelConfig, settings: Any, kind: Kind, device: str) -> Any:

@@ -61,7 +61,7 @@ Preset = Annotated[
 ]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file; `uq4ct init` writes a commented one.")]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="K=V ...", help="Any option, e.g. train.learning_rate=2e-4.")
+    list[str] | None, typer.Option("--set", metavar="K=V ...", help="Any option, e.g. train.num_train_epochs=3.")
 ]
 Engine = Annotated[
     str, typer.Option("--engine", metavar="local|ray", help="Processes on this machine, or a Ray cluster.")

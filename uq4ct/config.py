@@ -273,7 +273,7 @@ def read_settings(settings: Sequence[str]) -> Layer:
         key, equals, text = setting.partition("=")
         section, dot, name = key.partition(".")
         if not (equals and dot and section and name):
-            problems.append(f"--set {setting}: expected section.key=value, for example train.learning_rate=2e-4")
+            problems.append(f"--set {setting}: expected section.key=value, for example train.num_train_epochs=3")
             continue
         try:
             value = yaml.load(text, _Loader)  # a SafeLoader: plain values only

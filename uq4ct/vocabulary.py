@@ -14,7 +14,10 @@ VOCABULARY = "vocabulary.json"  # in a run folder: the tokens of the questions f
 
 def vocabulary(examples: Sequence[Mapping[str, Any]]) -> frozenset[int]:
     """Return the tokens that a model sees of encoded questions, those of the prompt's own wording included."""
-    return frozenset[int]().union(*map(tokens, examples))
+    known: set[int] = set()
+    for example in examples:
+        known.update(example["input_ids"], *example.get("option_ids", ()))
+    return frozenset(known)
 
 
 def shares(examples: Sequence[Mapping[str, Any]], known: Collection[int]) -> list[float]:

@@ -61,8 +61,8 @@ Peak memory of a training step over LoRA r80, target {goal} in every case; exact
 |---|---|---|---|{lines}"""
 
 ON_CPU = (
-    "**No GPU was at hand.** Its targets (step time at Llama-2-7B's sizes, bfloat16, 16 x 512 tokens) are open; "
-    "`python -m benchmarks.speed --size gpu` measures them and writes a page of its own."
+    "**Speed was not measured on a GPU.** Its targets (step time at Llama-2-7B's sizes, bfloat16, 16 x 512 tokens) are "
+    "open; `python -m benchmarks.speed --size gpu` measures them and writes a page of its own."
 )
 DENSE = (
     "A GPU takes the `dense` way, a CPU the `sorted` one (`uq4ct/adapters/slots.py`); tests hold both to the plain "

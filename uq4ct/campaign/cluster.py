@@ -71,7 +71,7 @@ def _ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        message = "--engine ray: Ray is not installed; pip install 'uq4ct[ray]', or use --engine local"
+        message = "--engine ray: Ray is not installed; pip install 'ray>=2.54', or use --engine local"
         raise UserError(message) from error
     return ray
 

@@ -7,5 +7,5 @@
 
 On the command line ``python -m uq4ct.lmeval run --model uq4ct --model_args pretrained=runs/mine --tasks ...`` is the
 harness itself with these names registered; its versions with plugins find them without. Needs
-``pip install uq4ct[lmeval]``; nothing else of uq4ct imports the harness.
+``pip install -e '.[lmeval]'``; nothing else of uq4ct imports the harness.
 """

@@ -12,7 +12,10 @@ from uq4ct.posthoc.base import LIMIT, Calibrator, finite, labelled, mean_nll, re
 from uq4ct.posthoc.temperature import best_log_temperature
 from uq4ct.types import Prediction
 
-NO_FEU = "calibration by FEU needs a method with a router (mixlora, uq4ct), and this one has none; use temperature"
+NO_FEU = (
+    "calibration by FEU needs a method with a router (mixlora, confidence_loss, uq4ct), and this one has none; "
+    "use temperature"
+)
 
 
 class FeuScaling(Calibrator):

@@ -5,8 +5,9 @@
 
 ``label`` and ``correct`` are null where unknown, ``feu`` where there is no router. Optional: ``logits`` (per choice,
 softmax gives ``probabilities``), ``samples`` (the logits of each of several forward passes), ``letter_mass``,
-``context_characters`` (how long the passage before the question is), ``seen`` (the share of the question's tokens that
-the questions fitted on have, too), ``group``, ``stratum``, ``true_probabilities``, ``task``, ``method``, ``seed``.
+``context_characters`` (how long the passage before the question is), ``seen_tokens`` (the share of the prompt's tokens
+that those of the questions fitted on have, too), ``group``, ``stratum``, ``true_probabilities``, ``task``, ``method``,
+``seed``.
 
 Anyone's file becomes such rows (``read_any``). Where it gives a confidence and whether the answer was right, and no
 distribution, ``probabilities`` is null.

@@ -42,7 +42,7 @@ OWN = (
     "samples",
     "letter_mass",
     "context_characters",
-    "seen",
+    "seen_tokens",
     "stratum",
     "true_probabilities",
 )

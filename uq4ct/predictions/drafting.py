@@ -238,7 +238,7 @@ def _fill_rest(layout: Layout, draft: _Draft, number: int) -> None:
         "samples": row.get("samples"),
         "letter_mass": checks.unit_number(layout.value(values, "letter_mass"), "letter_mass", complain),
         "context_characters": checks.count(layout.value(values, "context_characters"), "context_characters", complain),
-        "seen": checks.unit_number(layout.value(values, "seen"), "seen", complain),
+        "seen_tokens": checks.unit_number(layout.value(values, "seen_tokens"), "seen_tokens", complain),
         "group": _text(layout.value(values, "group")),
         "stratum": layout.value(values, "stratum"),
         "true_probabilities": row.get("true_probabilities"),

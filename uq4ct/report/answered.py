@@ -76,7 +76,7 @@ def _answered(run: Scored, folder: Path, rows: Sequence[Json]) -> Answered:
         np.array([np.nan if part is None else part for part in parts], dtype=np.float64),
         max(len(row.get("samples") or [None]) for row in labelled),
         np.array([characters(row) for row in labelled], dtype=np.float64),
-        np.array([row.get("seen", np.nan) for row in labelled], dtype=np.float64),
+        np.array([row.get("seen_tokens", np.nan) for row in labelled], dtype=np.float64),
     )
 
 

@@ -69,7 +69,10 @@ def _uses(found: Result) -> Iterator[str]:
     """Yield Markdown tables of what uncertainties are good for, where there are any."""
     shifted = [row for row in found["shift_detection"] if row["auroc"] is not None]
     if shifted:
-        yield f"**Telling shifted questions from {_md(found['in_distribution'])}**: AUROC of each score"
+        yield (
+            f"**Telling shifted questions from {_md(found['in_distribution'])}**: AUROC of each score; length and "
+            "unseen (the share of tokens that the training has not) need no model: what the others have to beat"
+        )
         scores = list(dict.fromkeys(row["score"] for row in shifted))
         by_run: dict[tuple[str, str], dict[str, str]] = {}
         for row in shifted:

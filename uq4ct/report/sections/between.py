@@ -93,10 +93,16 @@ def shift(material: Material) -> Section | str:
     if known:
         blocks.append(_detected(known))
     own = "" if known else ", computed for this page without an interval"
+    counts = (
+        " In the table length and unseen (the share of tokens that the training has not) need no model: they are what "
+        "the other scores have to beat."
+        if {"length", "unseen"} <= {row.get("score") for row in known}
+        else ""
+    )
     intro = (
         f"Filled: the task that was fitted on; hollow: shifted tasks, one shape each. Detection AUROC{own}: the chance "
         f"that a question of {home} gets a higher confidence than a shifted one; 0.5 is blind. Accuracy falls under "
-        "shift; confidence should fall with it."
+        f"shift; confidence should fall with it.{counts}"
     )
     return Section("shift", "Shift", "Under distribution shift", intro, (Group("", tuple(blocks)),))
 
