@@ -220,6 +220,35 @@ def test_prediction_and_label_say_whether_an_answer_is_right(tmp_path: Path) -> 
     assert (result["n"], result["unlabelled"], result["accuracy"]) == (2, 1, 0.5)
 
 
+SAME_ANSWERS = {
+    "whole numbers and floats": [(1, "1.0", True), (0, 0.0, True), ("0", 1, False)],
+    "truth values": [("true", True, True), ("False", False, True), (True, "false", False)],
+    "capitals and space": [("b", "B ", True), ("PARIS", "Paris", True), ("b", "paris", False)],
+    "no answer": [("a", math.nan, None), ("nan", "a", None), ("a", " ", None), ("a", "a", True)],
+}
+
+
+@pytest.mark.parametrize("form", SAME_ANSWERS)
+def test_the_same_answer_written_in_two_ways_is_right(tmp_path: Path, form: str) -> None:
+    rows = [{"confidence": 0.9, "prediction": given, "label": label} for given, label, _ in SAME_ANSWERS[form]]
+    expected = [correct for _, _, correct in SAME_ANSWERS[form]]
+    read = read_any(as_csv(tmp_path / "f.csv", rows)).rows
+    assert [row["correct"] for row in read] == expected
+    assert (read[0]["label"] is None) == (expected[0] is None)
+    if form != "no answer":  # JSON has no NaN
+        assert [row["correct"] for row in read_any(as_jsonl(tmp_path / "f.jsonl", rows)).rows] == expected
+
+
+def test_predictions_and_labels_that_share_no_value_are_refused(tmp_path: Path) -> None:
+    rows = [{"confidence": 0.9, "prediction": given, "label": k} for k, given in enumerate("ABCD")]
+    assert refused(as_jsonl(tmp_path / "f.jsonl", rows)) == (
+        " no prediction ('A', 'B', 'C', ...) is the label of any row ('0', '1', '2', ...), so that every answer would "
+        "count as wrong; write both in the same way, or add 'correct' (true or false)",
+    )
+    said = as_jsonl(tmp_path / "said.jsonl", [row | {"correct": False} for row in rows])
+    assert [row["correct"] for row in read_any(said).rows] == [False] * 4
+
+
 def test_distributions_without_right_answers_are_read_as_confidences(tmp_path: Path) -> None:
     path = as_jsonl(tmp_path / "f.jsonl", [{"probs": [0.2, 0.8], "correct": True}, {"probs": [0.7, 0.3], "correct": 0}])
     reading = read_any(path)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -124,12 +126,23 @@ def confidence_and_correct(
         complain("no 'confidence'")
     correct = as_bool(layout.value(row, "correct"), "correct", complain)
     label, given = layout.value(row, "label"), layout.value(row, "prediction")
-    if label is not None and given is not None:
-        same = str(label).strip() == str(given).strip()
+    if word(label) is not None and word(given) is not None:
+        same = word(label) == word(given)
         if correct is not None and correct != same:
             complain(f"'correct' is {correct}, but prediction is {shown(given)} and label {shown(label)}")
         correct = same
     return confidence, correct
+
+
+def word(value: Any) -> str | None:
+    """Return the form in which a prediction and a label are compared; None where there is no answer.
+
+    >>> word(" Paris") == word("paris"), word(1) == word("1.0"), word(True) == word("true"), word("nan"), word("")
+    (True, True, True, None, None)
+    """
+    text = unicodedata.normalize("NFC", "" if value is None else str(value)).strip().casefold()
+    whole = re.fullmatch(r"(-?\d+)\.0*", text)
+    return None if text in ("", "nan") else whole[1] if whole else text
 
 
 def as_bool(value: Any, name: str, complain: Complain) -> bool | None:

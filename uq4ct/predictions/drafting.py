@@ -10,6 +10,7 @@ from typing import Any
 from uq4ct.data.answers import answer_indices
 from uq4ct.data.choices import BadValue, Choices, read_choices
 from uq4ct.data.files import RawRow, parse_json
+from uq4ct.errors import UserError
 from uq4ct.predictions import checks
 from uq4ct.predictions.columns import Columns, Layout, find_layout
 from uq4ct.predictions.writing import OPTIONAL, Row
@@ -201,16 +202,35 @@ def _fill_confidences(path: Path, layout: Layout, drafts: Sequence[_Draft]) -> l
             confidence, correct = checks.confidence_and_correct(layout, draft.values, draft.problems.append)
         draft.row = {
             "probabilities": None,
-            "prediction": _text(layout.value(draft.values, "prediction")),
+            "prediction": _answer(layout.value(draft.values, "prediction")),
             "confidence": confidence,
-            "label": _text(layout.value(draft.values, "label")),
+            "label": _answer(layout.value(draft.values, "label")),
             "correct": correct,
             "choices": [],
         }
+    if not spread:
+        _refuse_unlike(path, layout, drafts)
     sure = " and ".join(map(layout.describe, layout.kinds)) if spread else layout.describe("confidence")
     right = [layout.describe(field) for field in ("correct", "prediction", "label") if field in layout.single]
     why = "the right answers are not given" if spread else "no probabilities"
     return [f"confidence from {sure}; correct from {', '.join(right)}; {why}: metrics that need them are null"]
+
+
+def _refuse_unlike(path: Path, layout: Layout, drafts: Sequence[_Draft]) -> None:
+    """Raise UserError where no prediction is the label of any row: nothing then tells that both mean the same things.
+
+    Only rows that do not say themselves whether they are right are looked at.
+    """
+    untold = [draft.row for draft in drafts if layout.value(draft.values, "correct") in (None, "")]
+    pairs = [row for row in untold if row["prediction"] is not None and row["label"] is not None]
+    given = [list(dict.fromkeys(row[name] for row in pairs)) for name in ("prediction", "label")]
+    predicted, right = ({checks.word(text) for text in texts} for texts in given)
+    if pairs and not predicted & right:
+        shown = [", ".join(map(checks.shown, texts[:3])) + ", ..." * (len(texts) > 3) for texts in given]
+        raise UserError(
+            f"{path}: no prediction ({shown[0]}) is the label of any row ({shown[1]}), so that every answer would "
+            "count as wrong; write both in the same way, or add 'correct' (true or false)"
+        )
 
 
 def _fill_rest(layout: Layout, draft: _Draft, number: int) -> None:
@@ -250,6 +270,10 @@ def _fill_rest(layout: Layout, draft: _Draft, number: int) -> None:
 
 def _text(value: Any) -> str | None:
     return None if value is None or value == "" else str(value).strip()
+
+
+def _answer(value: Any) -> str | None:
+    return None if checks.word(value) is None else str(value).strip()
 
 
 def _remarks(layout: Layout, names: Sequence[str], drafts: Sequence[_Draft]) -> list[str]:
