@@ -365,6 +365,21 @@ def test_a_mistake_in_questions_leaves_the_rule_and_the_folder_as_they_were(run,
     assert [path.name for path in tmp_path.iterdir()] == ["long.jsonl"]
 
 
+def test_prediction_says_what_it_read_and_never_leaves_rows_out(questions, tmp_path):
+    config = config_of(questions, tmp_path / "run", "zero_shot")
+    config = config.model_copy(update={"data": config.data.model_copy(update={"skip_bad_rows": True})})
+    run = fitting.train(config, say=lambda line: None)
+    source, output, said = tmp_path / "in.jsonl", tmp_path / "out.jsonl", []
+    good = json.dumps({"question": "Which?", "choices": ["ice", "iron"], "comment": "x"}) + "\n"
+    source.write_text(2 * good)
+    assert evaluating.predict(run, source, output, say=said.append) == 2
+    assert f"note: {source}: 1 row with the question and choices of an earlier one" in said
+    source.write_text(good + json.dumps({"question": "Which?", "choices": ["ice"]}) + "\n")
+    with pytest.raises(UserError, match=r"in\.jsonl:2: 1 choice, expected 2 to 26"):
+        evaluating.predict(run, source, tmp_path / "other.jsonl", say=said.append)
+    assert not (tmp_path / "other.jsonl").exists()
+
+
 def test_the_abstain_rule_is_saved_and_applied(questions, tmp_path, capsys):
     run = fitting.train(config_of(questions, tmp_path / "run", "zero_shot"), say=lambda line: None)
     (result,) = evaluating.evaluate(run, [str(questions)], rule=AbstainRule(threshold=1.0), say=lambda line: None)

@@ -127,7 +127,10 @@ def predict(
     Raises UserError with every bad row or prompt, and for an output that cannot be written; nothing is written then.
     """
     _refuse_bad_output(source, output)
-    questions = data.read_file(source, config=run.config.data, require_answers=False)
+    config = run.config.data.model_copy(update={"skip_bad_rows": False})  # said of the training's rows, not of these
+    questions = data.read_file(source, config=config, require_answers=False)
+    for note in questions.notes:
+        say(f"note: {note}")
     model = UQModel.load(run, base=base)
     # a prompt that cannot be scored shows before anything is written
     examples, remarks = model.encoder.encode_evaluation(questions.questions)
