@@ -146,6 +146,22 @@ def test_partial_correlation_is_that_of_residuals_of_ranks() -> None:
     assert found["choices"] < -0.5 < 0.1 < found["correct"]
 
 
+@pytest.mark.parametrize("n", [3, 4, 5])
+def test_partial_correlations_of_a_few_answers_are_correlations_or_undefined(n: int) -> None:
+    generator = np.random.default_rng(n)
+    for _ in range(300):
+        sizes = generator.integers(2, 6, size=n)
+        mask = np.arange(5) < sizes[:, None]
+        p = mask / sizes[:, None]
+        length = generator.integers(10, 90, n) * 1.0
+        answers = Answers(p, np.where(mask, 0.0, -np.inf), mask, generator.integers(0, sizes), length=length)
+        try:
+            found = partial_correlation(answers, generator.random(n))
+        except Undefined:  # one column follows from the others
+            continue
+        assert all(value is None or abs(value) <= 1 for value in found.values())
+
+
 # -------------------------------------------------------------------------------------------------------------- groups
 
 

@@ -23,6 +23,7 @@ from uq4ct.metrics.selective import auroc, auroc_draws
 from uq4ct.metrics.smooth_error import smooth_ece
 
 PERMUTATIONS = 100
+SINGULAR = 1e10  # condition from which rounding alone tells a matrix from one without an inverse
 
 
 def score_tests(
@@ -133,6 +134,7 @@ def partial_correlation(answers: Answers, score: np.ndarray) -> dict[str, float 
 
     A score that follows the length or the number of choices, and correctness no longer once these are fixed, only
     measures the question's form. Null where a column does not vary or is not known. Equal values share their mean rank.
+    Raises Undefined where one column follows from the others, as it may among a few answers.
 
     >>> a = Answers.of([[0.9, 0.1]] * 4, answer=[0, 1, 0, 1])
     >>> partial_correlation(a, np.array([0.4, 0.1, 0.3, 0.2]))
@@ -146,10 +148,10 @@ def partial_correlation(answers: Answers, score: np.ndarray) -> dict[str, float 
     used = {name: column for name, column in known.items() if column is not None and np.ptp(column) > 0}
     result: dict[str, float | None] = dict.fromkeys(known)
     ranks = np.stack([_ranks(column) for column in (_standardised(score), *used.values())])
-    try:
-        precision = np.linalg.inv(np.corrcoef(ranks)) if used else np.eye(1)
-    except np.linalg.LinAlgError:
-        raise Undefined("the score, correctness, length and number of choices depend on each other exactly") from None
+    correlations = np.atleast_2d(np.corrcoef(ranks))
+    if np.linalg.cond(correlations) > SINGULAR:
+        raise Undefined("the score, correctness, length and number of choices depend on each other exactly")
+    precision = np.linalg.inv(correlations)
     for place, name in enumerate(used, 1):
         result[name] = float(-precision[0, place] / math.sqrt(precision[0, 0] * precision[place, place]))
     return result
