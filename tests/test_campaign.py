@@ -525,6 +525,17 @@ def test_the_tables_of_a_folder_are_made_anew_from_its_files_alone(compared, tmp
     assert "and --data, --dry-run would change nothing" in capsys.readouterr().err
 
 
+def test_a_comparison_without_a_finished_cell_never_takes_those_of_another(tmp_path, capsys):
+    (tmp_path / "cells" / "zero_shot-1").mkdir(parents=True)
+    receipt = {"method": "zero_shot", "task": "colours", "seed": 1, "evaluations": []}
+    (tmp_path / "cells" / "zero_shot-1" / "cell.json").write_text(json.dumps(receipt))
+    cells = [{"method": "lora", "seed": seed, "status": "diverged", "folder": f"cells/lora-{seed}"} for seed in (1, 2)]
+    (tmp_path / "results.json").write_text(json.dumps({"cells": cells}))
+    assert cli.invoke(["compare", "--output", str(tmp_path)]) == 2
+    error = f"error: {tmp_path}: no cell of its last comparison is finished (lora diverged); compare other --methods"
+    assert capsys.readouterr().err.strip() == error
+
+
 def test_a_cell_that_another_comparison_works_on_is_waited_for(questions, tmp_path):
     (cell,) = plan(questions, tmp_path, "zero_shot", [1]).cells
     said: list[str] = []

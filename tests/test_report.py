@@ -286,6 +286,10 @@ def test_what_a_comparison_cannot_back_is_refused(compared: Path, tmp_path: Path
     shutil.rmtree(next((tmp_path / "cmp" / "cells").iterdir()))
     with pytest.raises(UserError, match=r"missing, .*results\.json lists it as complete"):
         read_sources([tmp_path / "cmp"])
+    diverged = [{"method": "lora", "seed": 1, "status": "diverged", "folder": "lora-1"}]
+    write_json(tmp_path / "cmp" / "results.json", {"cells": diverged, "results": []})
+    with pytest.raises(UserError, match="cmp: no cell of the comparison is finished"):
+        read_sources([tmp_path / "cmp"])
     write_json(tmp_path / "cmp" / "results.json", {"cells": "none"})
     with pytest.raises(UserError, match="not the results of a comparison"):
         read_sources([tmp_path / "cmp"])

@@ -98,13 +98,22 @@ def reread(output: Path, baseline: str | None = None) -> Json:
     return _write(scored, held, settings, chosen, output, facts, lambda: made_with)
 
 
-def _finished(output: Path, before: Json) -> list[Scored]:
-    """Return the finished cells of a folder: those that results.json names, where it is there, else all."""
-    named = [Path(cell["folder"]).name for cell in before.get("cells", ()) if cell["status"] == "complete"]
-    folders = [output / "cells" / name for name in named]  # the whole folder may have moved since
-    folders = folders or sorted(receipt.parent for receipt in output.glob(f"cells/*/{RECEIPT}"))
-    if not folders:
+def _folders(output: Path, before: Json) -> list[Path]:
+    """Return the folders of finished cells: those that results.json names, where it is there, else all."""
+    if "cells" not in before:
+        if folders := sorted(receipt.parent for receipt in output.glob(f"cells/*/{RECEIPT}")):
+            return folders
         raise UserError(f"{output}: holds no comparison with a finished cell; --methods and --data start one")
+    named = [Path(cell["folder"]).name for cell in before["cells"] if cell["status"] == "complete"]
+    if not named:
+        ends = ", ".join(dict.fromkeys(f"{cell['method']} {cell['status']}" for cell in before["cells"]))
+        raise UserError(f"{output}: no cell of its last comparison is finished ({ends}); compare other --methods")
+    return [output / "cells" / name for name in named]  # the whole folder may have moved since
+
+
+def _finished(output: Path, before: Json) -> list[Scored]:
+    """Return the finished cells of a folder; UserError where there are none, or of several comparisons."""
+    folders = _folders(output, before)
     receipts = [_read(folder / RECEIPT) for folder in folders]
     if absent := [folder for folder, receipt in zip(folders, receipts, strict=True) if not receipt]:
         raise UserError([f"{folder}: no {RECEIPT}; the command that made the cell runs it again" for folder in absent])

@@ -118,9 +118,11 @@ def _folders(source: Path) -> list[Path]:
 
 
 def _cells(comparison: Comparison) -> list[Path]:
-    """Return the folders of complete cells, wherever the comparison was moved to."""
+    """Return the folders of complete cells, wherever the comparison was moved to; UserError where there are none."""
     cells = Path(comparison.place) / "cells"
     names = [Path(cell["folder"]).name for cell in comparison.rows("cells") if cell.get("status") == "complete"]
+    if not names:
+        raise UserError(f"{comparison.place}: no cell of the comparison is finished, so there is nothing to report")
     absent = [str(cells / name) for name in names if not _is_run(cells / name)]
     if absent:
         raise UserError([f"{place}: missing, {comparison.place}/{RESULTS} lists it as complete" for place in absent])
