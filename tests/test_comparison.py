@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from compared_runs import scored
 
+from uq4ct import concluding
 from uq4ct.errors import UserError
+from uq4ct.manifest import write_json
 from uq4ct.metrics import METRICS, Answers
 from uq4ct.metrics.added_value import added_value, confidence_logit
 from uq4ct.metrics.answers import Settings
@@ -406,6 +408,26 @@ def found_of(tmp_path, methods=("lora", "uq4ct[top_k=3;rank=8]+temperature"), se
     runs = [run._replace(method=methods[int(run.method[1:])]) for run in runs]
     found = comparison.compare(runs, wanted, QUICK, methods[0])
     return found | {"absent": {}, "notes": ["A note " * 30]}
+
+
+def test_tables_that_are_gone_or_old_are_written_again_and_nothing_else(tmp_path):
+    first, answer = coins(1, 30)
+    run = scored(tmp_path / "cells", "lora", 1, first[0], answer)
+    receipt = {"method": "lora", "task": "coins", "seed": 1, "seconds": 1.0, "digest": ""}
+    write_json(run.folder / "cell.json", {**receipt, "evaluations": ["coins"], "evaluation_seconds": 1.0})
+    cost = {"passes": 1, "trainable_parameters": 9, "seconds": 1.0}
+    write_json(run.folder / "uq4ct.json", {"task": "coins", "data": {"path": "/elsewhere/train.jsonl"}, **cost})
+    with (run.folder / "config.yaml").open("a") as file:
+        file.write("data: {calibration_fraction: 0.1}\neval: {bins: 15, resamples: 100}\n")
+    found = concluding.reread(tmp_path)
+    files = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in tmp_path.glob("*.*")}
+    assert {path.name for path in files} == {"results.json", *comparison_tables.files(found)}
+    (tmp_path / "table.md").unlink()
+    (tmp_path / "differences.csv").write_text("of another comparison")
+    concluding.reread(tmp_path)
+    assert {path: path.read_bytes() for path in files} == {path: content for path, (content, _) in files.items()}
+    rewritten = {path.name for path, (_, time) in files.items() if path.stat().st_mtime_ns != time}
+    assert rewritten == {"table.md", "differences.csv"}
 
 
 def test_the_terminal_shows_verdicts_on_a_hundred_columns(tmp_path):

@@ -48,8 +48,8 @@ def write_results(
 ) -> Json:
     """Write results.json and the tables from the files of finished cells, and return what is in results.json.
 
-    ``preset`` is the one that the cells' options start from. Nothing is computed again, or written, where the finished
-    cells are the same as the last time.
+    ``preset`` is the one that the cells' options start from. Where the finished cells are the same as the last time,
+    nothing is computed again, and written is only a file that is gone or has changed.
     """
     scored = [
         Scored(outcome.cell.method, outcome.cell.seed, outcome.cell.folder, _evaluations(outcome.cell.folder))
@@ -142,27 +142,28 @@ def _write(
     facts: Json,
     made_with: Callable[[], Json],
 ) -> Json:
-    """Compute and write what finished cells say, unless it is there already."""
+    """Compute what finished cells say, unless it is there already, and write the files that are gone or differ."""
     seeds = len({cell["seed"] for cell in facts["cells"]})
     about = [answered.fingerprint(scored), held.name, baseline, vars(settings), _digest()]
     identity = json.dumps([*about, facts["absent"], facts["cells"], facts["protocol"]])
-    before = _read(output / "results.json")
-    if before.get("identity") == identity:
-        return before
-    there = baseline in {run.method for run in scored}
-    found: Json = {
-        "notes": _notes(held, settings, facts, baseline if there else None),
-        "settings": {"bins": settings.bins, "resamples": settings.resamples, "level": settings.level},
-        **made_with(),
-        **facts,
-        **comparison.compare(scored, seeds, settings, baseline if there else None),
-        "baseline": baseline,
-        "costs": comparison.costs(scored),
-        "identity": identity,
-    }
-    write_atomically(output / "results.json", json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-    for name, content in comparison_tables.files(found).items():
-        write_atomically(output / name, content)
+    found = _read(output / "results.json")
+    if found.get("identity") != identity:
+        there = baseline in {run.method for run in scored}
+        found = {
+            "notes": _notes(held, settings, facts, baseline if there else None),
+            "settings": {"bins": settings.bins, "resamples": settings.resamples, "level": settings.level},
+            **made_with(),
+            **facts,
+            **comparison.compare(scored, seeds, settings, baseline if there else None),
+            "baseline": baseline,
+            "costs": comparison.costs(scored),
+            "identity": identity,
+        }
+    results = json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    for name, content in {**comparison_tables.files(found), "results.json": results}.items():
+        path = output / name
+        if not path.is_file() or path.read_bytes() != content.encode():
+            write_atomically(path, content)
     return found
 
 
