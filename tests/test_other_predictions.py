@@ -405,6 +405,27 @@ def test_a_seed_that_is_a_list_is_refused(tmp_path: Path) -> None:
     assert refused(as_jsonl(tmp_path / "f.jsonl", [row | {"seed": [1]}]))[0].startswith("1: 'seed' must be a number")
 
 
+def test_a_seed_that_is_not_a_number_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = as_csv(tmp_path / "f.csv", [{"p_A": 0.6, "p_B": 0.4, "label": label, "seed": math.nan} for label in "AB"])
+    assert cli.invoke(["metrics", str(path), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["n"], "seed" in result) == (2, False)
+    path.write_text(path.read_text().replace("nan", "inf"))
+    assert refused(path)[0] == "2: 'seed' must be a number or a name, got inf"
+
+
+@pytest.mark.parametrize("choices", ["ice; iron", "['ice', 'iron']", "2"])
+def test_choices_that_cannot_be_read_are_left_where_the_labels_are_known(tmp_path: Path, choices: str) -> None:
+    rows = [{"p_A": 0.6, "p_B": 0.4, "label": label, "choices": choices} for label in "AB"]
+    reading = read_any(as_csv(tmp_path / "f.csv", rows))
+    assert [row["correct"] for row in reading.rows] == [True, False]
+    got = "2" if choices == "2" else repr(choices)
+    assert f"; choices of 2 rows not read (expected 'choices' as a list of 2 texts, got {got})" in reading.how
+    rows = [{"probs": "[0.6, 0.4]", "label": "A", "choices": choices}]
+    problem = f"2: expected 'choices' as a list of 2 texts, got {got}"
+    assert refused(as_csv(tmp_path / "list.csv", rows)) == (problem,)
+
+
 def test_more_classes_than_letters_are_counted_from_zero(tmp_path: Path) -> None:
     path = as_jsonl(tmp_path / "f.jsonl", [{"probabilities": [1 / 77] * 77, "label": k} for k in (0, 76)])
     assert [row["label"] for row in read_any(path).rows] == ["0", "76"]

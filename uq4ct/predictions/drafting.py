@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,11 +96,14 @@ def _only_correct(layout: Layout, drafts: Sequence[_Draft]) -> bool:
 
 def _fill_distributions(path: Path, layout: Layout, drafts: Sequence[_Draft]) -> list[str]:
     """Fill the rows of a file with probabilities; return remarks on how."""
+    unread: list[str] = []
     for draft in drafts:
         probabilities, logits = checks.distribution(layout, draft.values, draft.problems.append)
         if probabilities:
             value = layout.value(draft.values, "choices")
-            draft.choices = _choices(value, tuple(probabilities), draft.problems.append)
+            listed = isinstance(layout.value(draft.values, layout.kinds[0]), list)  # without labels of its own
+            unreadable = draft.problems.append if listed else unread.append
+            draft.choices = _choices(value, tuple(probabilities), draft.problems.append, unreadable)
             values = zip(draft.choices.labels, probabilities.values(), strict=True)
             draft.row = {"probabilities": dict(values), "logits": logits}
     notes = _find_answers(path, layout, [draft for draft in drafts if draft.row])
@@ -107,10 +111,10 @@ def _fill_distributions(path: Path, layout: Layout, drafts: Sequence[_Draft]) ->
         if draft.row:
             _complete(layout, draft)
     kinds = " and ".join(f"{KINDS.get(kind, kind)} from {layout.describe(kind)}" for kind in layout.kinds)
-    return [kinds, *notes]
+    return [kinds, *notes, *([f"choices of {len(unread):,} rows not read ({unread[0]})"] if unread else [])]
 
 
-def _choices(value: Any, own: tuple[str, ...], complain: Callable[[str], None]) -> Choices:
+def _choices(value: Any, own: tuple[str, ...], complain: checks.Complain, unreadable: checks.Complain) -> Choices:
     """Return labels and texts of a row's choices: the distribution's own labels, with the texts that the row names."""
     lettered = own == tuple(chr(ord("A") + k) for k in range(len(own)))
     alone = Choices(own, own, labelled=not lettered, kind="")
@@ -121,7 +125,10 @@ def _choices(value: Any, own: tuple[str, ...], complain: Callable[[str], None]) 
     try:
         named = read_choices({"choices": value}, Schema("predictions"), None)
     except BadValue as error:
-        complain(str(error))
+        if isinstance(value, list | Mapping):
+            complain(str(error))
+        else:
+            unreadable(f"expected 'choices' as a list of {len(own)} texts, got {checks.shown(value)}")
         return alone
     if len(named.texts) != len(own):
         complain(f"{len(named.texts)} choices, but probabilities of {len(own)}")
@@ -239,9 +246,7 @@ def _fill_rest(layout: Layout, draft: _Draft, number: int) -> None:
     identity, question = layout.value(values, "id"), layout.value(values, "question")
     uncertainty = layout.value(values, "uncertainty")
     uncertainty = uncertainty if isinstance(uncertainty, Mapping) else {}
-    row, seed = draft.row, layout.value(values, "seed")
-    if isinstance(seed, list | Mapping):
-        complain(f"'seed' must be a number or a name, got {checks.shown(seed)}")
+    row = draft.row
     draft.row = {
         "id": str(number) if identity is None else str(identity),
         "question": "" if question is None else str(question),
@@ -264,8 +269,18 @@ def _fill_rest(layout: Layout, draft: _Draft, number: int) -> None:
         "true_probabilities": row.get("true_probabilities"),
         "task": _text(layout.value(values, "task")),
         "method": _text(layout.value(values, "method")),
-        "seed": None if isinstance(seed, list | Mapping) else seed,
+        "seed": _seed(layout.value(values, "seed"), complain),
     }
+
+
+def _seed(value: Any, complain: checks.Complain) -> Any:
+    """Read a number or a name; NaN is none."""
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    if isinstance(value, list | Mapping) or value in (math.inf, -math.inf):
+        complain(f"'seed' must be a number or a name, got {checks.shown(value)}")
+        return None
+    return value
 
 
 def _text(value: Any) -> str | None:
