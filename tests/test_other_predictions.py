@@ -428,7 +428,9 @@ def test_choices_that_cannot_be_read_are_left_where_the_labels_are_known(tmp_pat
 
 def test_more_classes_than_letters_are_counted_from_zero(tmp_path: Path) -> None:
     path = as_jsonl(tmp_path / "f.jsonl", [{"probabilities": [1 / 77] * 77, "label": k} for k in (0, 76)])
-    assert [row["label"] for row in read_any(path).rows] == ["0", "76"]
+    rows = read_any(path).rows
+    assert [row["label"] for row in rows] == ["0", "76"]
+    assert list(summarize(rows, resamples=20)["gold_letters"]) == [str(k) for k in range(77)]
 
 
 @pytest.mark.parametrize("correct", [[1, 1], [0, 0], [1]])

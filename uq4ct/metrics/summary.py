@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from string import ascii_uppercase
 from typing import Any, TypeVar
 
 import numpy as np
@@ -146,9 +147,10 @@ def _where_known(value: Callable[[], T]) -> T | None:
 
 
 def _letters(index: np.ndarray, mask: np.ndarray) -> dict[str, int]:
-    """Count choices by the letter that the prompt shows for their position."""
+    """Count choices by the letter that the prompt shows for their position; by 0, 1, ... where there are above 26."""
     counts = np.bincount(index, minlength=mask.shape[1])
-    return {chr(ord("A") + k): int(count) for k, count in enumerate(counts)}
+    names = ascii_uppercase if len(counts) <= len(ascii_uppercase) else map(str, range(len(counts)))
+    return {name: int(count) for name, count in zip(names, counts, strict=False)}
 
 
 def _strata(answers: Answers) -> dict[str, dict[str, float | int | None]] | None:
