@@ -30,6 +30,18 @@ def test_later_layers_win():
     assert (resolved.output.seed, resolved.train.learning_rate) == (7, 1e-3)
 
 
+@pytest.mark.parametrize("settings", [["data.columns.context=passage"], ["data.columns={context: passage}"]])
+def test_a_later_layer_leaves_the_entries_of_a_mapping_that_it_does_not_name(settings, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("data:\n  columns: {answer: gold, context: text}\n  splits: {train: dev}\n", encoding="utf-8")
+    layers = [read_yaml(path), read_settings([*settings, "data.splits.test=held"])]
+    data = resolve(layers).data
+    assert data.columns.given() == {"answer": "gold", "context": "passage"}
+    assert data.splits == {"train": "dev", "test": "held"}
+    assert layers[0].values["data"]["columns"]["context"] == "text"
+    assert resolve([*layers, read_settings(["data.columns.answer=null"])]).data.columns.answer is None
+
+
 def test_all_problems_of_all_sections_come_at_once_with_their_lines(tmp_path):
     text = "model:\n  nmae: tiny\nmethod:\n  name: uq4ct\n  top_k: many\n  ranks: 8\ntrain:\n  learing_rate: 1\nevall: {}\n"
     assert problems_of(text, tmp_path) == [

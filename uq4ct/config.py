@@ -170,6 +170,7 @@ def preset_layers(name: str, source: str | None = None) -> list[Layer]:
 def resolve(layers: Sequence[Layer]) -> Config:
     """Merge layers of options, later ones winning, and build the configuration.
 
+    A mapping within a section is merged like the section itself: an entry that a later layer does not name stays.
     Raises UserError with all problems of all sections, each with the place of its key.
 
     >>> resolve([Layer.of({"method": {"name": "uq4ct", "top_k": "2"}}, "flags")]).method.top_k
@@ -200,7 +201,7 @@ Did you mean 'learning_rate'?
                     "one `option: value` a line below it, indented"
                 )
             else:
-                merged.setdefault(section, {}).update(options)
+                merged[section] = _over(merged.get(section, {}), options)
         places.update(where)
     built: dict[str, BaseModel] = {}
     for section, model in SECTIONS.items():
@@ -266,8 +267,10 @@ def read_settings(settings: Sequence[str]) -> Layer:
 
     >>> read_settings(["train.learning_rate=2e-4"]).values
     {'train': {'learning_rate': 0.0002}}
+    >>> read_settings(["data.columns={question: q}", "data.columns.answer=gold"]).values
+    {'data': {'columns': {'question': 'q', 'answer': 'gold'}}}
     """
-    values: dict[str, dict[str, Any]] = {}
+    values: dict[str, Any] = {}
     problems = []
     for setting in settings:
         key, equals, text = setting.partition("=")
@@ -279,11 +282,9 @@ def read_settings(settings: Sequence[str]) -> Layer:
             value = yaml.load(text, _Loader)  # a SafeLoader: plain values only
         except yaml.YAMLError:
             value = text
-        target = values.setdefault(section, {})
-        *parents, last = name.split(".")
-        for parent in parents:
-            target = target.setdefault(parent, {})
-        target[last] = value
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        values = _over(values, value)
     if problems:
         raise UserError(problems)
     return Layer.of(values, "--set")
@@ -340,6 +341,19 @@ def _dotted(values: Mapping[str, Any], prefix: str = "") -> list[str]:
         if isinstance(value, Mapping):
             keys.extend(_dotted(value, f"{prefix}{name}."))
     return keys
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of two mappings; those of the second win, and mappings that both have are merged likewise.
+
+    >>> _over({"columns": {"answer": "gold"}, "limit": 9}, {"columns": {"context": "passage"}})
+    {'columns': {'answer': 'gold', 'context': 'passage'}, 'limit': 9}
+    """
+    merged = dict(below)
+    for name, value in above.items():
+        known = merged.get(name)
+        merged[name] = _over(known, value) if isinstance(known, Mapping) and isinstance(value, Mapping) else value
+    return merged
 
 
 def _train_as(own: Mapping[str, Any], merged: dict[str, Any], places: Mapping[str, str]) -> None:
