@@ -98,6 +98,23 @@ def test_all_problems_of_all_sections_come_at_once_with_their_lines(tmp_path):
             "!!python/object/apply:os.system ['true']",
             "run.yaml:1: expected sections (model, data, prompt, method, train, eval, output)",
         ),
+        (
+            "data:\n  choice_delimiter: !foo x",
+            "run.yaml:2: not valid YAML: could not determine a constructor for the tag '!foo'; if it is meant as text, put",
+        ),
+        ("data:\n  limit: 0b_", "run.yaml:2: not valid YAML: '0b_' is no int; if it is meant as text, put it in quotes"),
+        ("data:\n  limit: !!bool x", "run.yaml:2: not valid YAML: 'x' is no bool; if it is meant as text"),
+        ("data:\n  limit: !!timestamp x", "run.yaml:2: not valid YAML: 'x' is no timestamp; if it is meant as text"),
+        ("data:\n  ? [a]\n  : x", "run.yaml:2: not valid YAML: found unhashable key; if it is meant as text"),
+        (
+            "1: {a: b}",
+            "run.yaml:1: expected the name of a section or option, got a YAML int; put it in quotes",
+        ),
+        (
+            "data:\n  splits:\n    no: dev",
+            "run.yaml:3: expected the name of a section or option, got a YAML bool; put it in quotes",
+        ),
+        ("data:\n  columns: x", "run.yaml:2: data.columns: expected a mapping, got 'x'"),
     ],
 )
 def test_a_mistake_is_named_with_its_place(text, message, tmp_path):
@@ -109,9 +126,30 @@ def test_numbers_written_as_2e_4_are_numbers():
     assert resolve([read_settings(["train.learning_rate=2e-4"])]).train.learning_rate == 2e-4
 
 
-def test_a_setting_without_section_is_refused():
-    with pytest.raises(UserError, match=r"--set learning_rate=1: expected section\.key=value"):
-        read_settings(["learning_rate=1"])
+def test_what_only_yaml_takes_for_a_date_or_a_sign_is_text(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("data:\n  revision: 2024-13-45\n  choice_delimiter: =\n  subset: <<\n", encoding="utf-8")
+    data = resolve([read_yaml(path)]).data
+    assert (data.revision, data.choice_delimiter, data.subset) == ("2024-13-45", "=", "<<")
+    assert resolve([read_settings(["data.revision=2024-01-31"])]).data.revision == "2024-01-31"
+
+
+@pytest.mark.parametrize("setting", ["learning_rate=1", "train..learning_rate=1", "train.=1"])
+def test_a_setting_without_section_or_option_is_refused(setting):
+    with pytest.raises(UserError, match=rf"--set {setting}: expected section\.key=value"):
+        read_settings([setting])
+
+
+def test_a_setting_below_a_plain_value_of_another_is_refused():
+    message = r"^--set data\.columns\.id=q: another --set makes 'columns' 'x'; leave one of the two out$"
+    with pytest.raises(UserError, match=message):
+        read_settings(["data.columns=x", "data.columns.id=q"])
+
+
+@pytest.mark.parametrize("text", ["0b_", "!!bool x", "!foo x"])
+def test_a_setting_that_is_no_value_of_its_yaml_kind_is_refused_as_text(text):
+    with pytest.raises(UserError, match=f"--set: data.limit: expected a whole number, got '{text}'"):
+        resolve([read_settings([f"data.limit={text}"])])
 
 
 def test_the_written_configuration_reads_back_equal(tmp_path):

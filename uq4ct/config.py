@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from yaml.constructor import ConstructorError
 
 from uq4ct import methods, tasks
 from uq4ct.adapting import TrainConfig
@@ -228,7 +229,7 @@ Did you mean 'learning_rate'?
 def read_yaml(path: Path) -> Layer:
     """Read a configuration file as a layer that knows the line of every key.
 
-    Raises UserError for an unreadable file, a YAML error, duplicate keys or aliases.
+    Raises UserError for an unreadable file, a YAML error, duplicate keys, keys that are no text, or aliases.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such configuration file; `uq4ct init -o {path}` writes one")
@@ -239,16 +240,17 @@ def read_yaml(path: Path) -> Layer:
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
             raise UserError(f"{path}: YAML aliases (*name) are not supported; write the value out")
         node = yaml.compose(text, _Loader)
+        values = _Loader("").construct_document(node) if isinstance(node, yaml.MappingNode) else {}
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         reason = getattr(error, "problem", None) or error
-        raise UserError(
-            f"{path}{line}: not valid YAML: {reason}; check the indentation (spaces, no tabs) and the colons, here and "
-            "in the lines before"
-        ) from error
+        way_out = "check the indentation (spaces, no tabs) and the colons, here and in the lines before"
+        if isinstance(error, ConstructorError):
+            way_out = "if it is meant as text, put it in quotes"
+        raise UserError(f"{path}{line}: not valid YAML: {reason}; {way_out}") from error
     if node is None:
         return Layer({}, {})
     if not isinstance(node, yaml.MappingNode):
@@ -258,12 +260,13 @@ def read_yaml(path: Path) -> Layer:
     problems = list(_places(node, path, "", places))
     if problems:
         raise UserError(problems)
-    loader = _Loader("")
-    return Layer(loader.construct_document(node), places)
+    return Layer(values, places)
 
 
 def read_settings(settings: Sequence[str]) -> Layer:
     """Turn ``section.key=value`` flags into a layer; the value is read as YAML.
+
+    Raises UserError for other forms, and for an option below what another flag makes a plain value.
 
     >>> read_settings(["train.learning_rate=2e-4"]).values
     {'train': {'learning_rate': 0.0002}}
@@ -274,17 +277,22 @@ def read_settings(settings: Sequence[str]) -> Layer:
     problems = []
     for setting in settings:
         key, equals, text = setting.partition("=")
-        section, dot, name = key.partition(".")
-        if not (equals and dot and section and name):
+        *parents, last = key.split(".")
+        if not (equals and parents and last and all(parents)):
             problems.append(f"--set {setting}: expected section.key=value, for example train.num_train_epochs=3")
             continue
         try:
             value = yaml.load(text, _Loader)  # a SafeLoader: plain values only
         except yaml.YAMLError:
             value = text
-        for part in reversed(key.split(".")):
-            value = {part: value}
-        values = _over(values, value)
+        inside = values
+        for parent in parents:
+            inside = inside.setdefault(parent, {})
+            if not isinstance(inside, dict):
+                problems.append(f"--set {setting}: another --set makes '{parent}' {inside!r}; leave one of the two out")
+                break
+        else:
+            inside.update(_over(inside, {last: value}))
     if problems:
         raise UserError(problems)
     return Layer.of(values, "--set")
@@ -310,10 +318,25 @@ def json_schema() -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader that also reads 2e-4 as a number, as people mean it."""
+    """YAML's safe loader that reads 2e-4 as a number and 2024-01-31, = and << as text, as people mean them.
+
+    >>> yaml.load("{rate: 2e-4, revision: 2024-13-45, delimiter: =}", _Loader)
+    {'rate': 0.0002, 'revision': '2024-13-45', 'delimiter': '='}
+    """
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Return the value of a node; raise ConstructorError, with the line, where it is none of its kind."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError) as error:  # 0b_, !!bool x, !!timestamp x
+            kind = node.tag.rpartition(":")[2]
+            raise ConstructorError(None, None, f"{node.value!r} is no {kind}", node.start_mark) from error
 
 
-_Loader.yaml_implicit_resolvers = {key: list(value) for key, value in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in forms if tag.rpartition(":")[2] not in ("timestamp", "value", "merge")]
+    for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
@@ -326,6 +349,10 @@ def _places(node: yaml.MappingNode, path: Path, prefix: str, places: dict[str, s
     for key, value in node.value:
         name = f"{prefix}{key.value}"
         place = f"{path}:{key.start_mark.line + 1}"
+        if key.tag != "tag:yaml.org,2002:str":
+            kind = key.tag.rpartition(":")[2]
+            problems.append(f"{place}: expected the name of a section or option, got a YAML {kind}; put it in quotes")
+            continue
         if name in places:
             problems.append(f"{place}: '{name}' appears twice; first at {places[name]}")
         places[name] = place
@@ -402,7 +429,7 @@ _PLAIN = {
     "a valid number": "a number",
     "a valid boolean": "true or false",
     "a valid string": "text",
-    "a valid dictionary": "a mapping",
+    r"a valid dictionary( or instance of \w+)?": "a mapping",
 }
 
 
