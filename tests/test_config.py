@@ -134,6 +134,16 @@ def test_what_only_yaml_takes_for_a_date_or_a_sign_is_text(tmp_path):
     assert resolve([read_settings(["data.revision=2024-01-31"])]).data.revision == "2024-01-31"
 
 
+@pytest.mark.parametrize("text", ["|", ">", "#", "-", "?", "!", ":", "|-", "---", " | ", " ", "=", "or #", "! or"])
+def test_a_setting_of_signs_is_the_text_that_it_is(text):
+    assert resolve([read_settings([f"data.choice_delimiter={text}"])]).data.choice_delimiter == text
+
+
+def test_a_setting_is_else_what_it_is_in_a_file():
+    written = {"'#'": "#", '"a #b"': "a #b", " q ": "q", "~": None, "null": None, "": None, "{}": {}, "[]": [], "-1": -1}
+    assert [read_settings([f"data.limit={text}"]).values["data"]["limit"] for text in written] == [*written.values()]
+
+
 @pytest.mark.parametrize("setting", ["learning_rate=1", "train..learning_rate=1", "train.=1"])
 def test_a_setting_without_section_or_option_is_refused(setting):
     with pytest.raises(UserError, match=rf"--set {setting}: expected section\.key=value"):

@@ -264,7 +264,7 @@ def read_yaml(path: Path) -> Layer:
 
 
 def read_settings(settings: Sequence[str]) -> Layer:
-    """Turn ``section.key=value`` flags into a layer; the value is read as YAML.
+    """Turn ``section.key=value`` flags into a layer; the value is read as YAML, as in a file, or else is text.
 
     Raises UserError for other forms, and for an option below what another flag makes a plain value.
 
@@ -281,10 +281,6 @@ def read_settings(settings: Sequence[str]) -> Layer:
         if not (equals and parents and last and all(parents)):
             problems.append(f"--set {setting}: expected section.key=value, for example train.num_train_epochs=3")
             continue
-        try:
-            value = yaml.load(text, _Loader)  # a SafeLoader: plain values only
-        except yaml.YAMLError:
-            value = text
         inside = values
         for parent in parents:
             inside = inside.setdefault(parent, {})
@@ -292,7 +288,7 @@ def read_settings(settings: Sequence[str]) -> Layer:
                 problems.append(f"--set {setting}: another --set makes '{parent}' {inside!r}; leave one of the two out")
                 break
         else:
-            inside.update(_over(inside, {last: value}))
+            inside.update(_over(inside, {last: _value(text)}))
     if problems:
         raise UserError(problems)
     return Layer.of(values, "--set")
@@ -359,6 +355,24 @@ def _places(node: yaml.MappingNode, path: Path, prefix: str, places: dict[str, s
         if isinstance(value, yaml.MappingNode):
             problems.extend(_places(value, path, f"{name}.", places))
     return problems
+
+
+def _value(text: str) -> Any:
+    """Return the value of a flag: a number, true, null, a list, a mapping or a quoted text as in YAML, else the text.
+
+    >>> [_value(text) for text in ("2e-4", "null", "[a, b]", "'7'", "|", "#", "question #1")]
+    [0.0002, None, ['a', 'b'], '7', '|', '#', 'question #1']
+    """
+    if text and not _MORE_THAN_SIGNS.search(text):  # to YAML | is an empty block of text, - a list and # a comment
+        return text
+    try:
+        value = yaml.load(text, _Loader)  # a SafeLoader: plain values only
+    except yaml.YAMLError:
+        return text
+    return text.strip() if isinstance(value, str) and not text.strip().startswith(("'", '"')) else value
+
+
+_MORE_THAN_SIGNS = re.compile(r"""[\w"'~{}\[\]]""")
 
 
 def _dotted(values: Mapping[str, Any], prefix: str = "") -> list[str]:
