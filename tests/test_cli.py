@@ -107,6 +107,29 @@ def test_a_mistake_gets_one_sentence_and_code_2(arguments, message, capsys, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--data", "climaqa"],
+        ["--set", "data.source=climaqa"],
+        ["--config", "climate.yaml"],
+        ["--config", "other.yaml", "--data", "climaqa"],
+        ["--data", "openbookqa", "--set", "data.source=climaqa"],
+    ],
+)
+def test_the_options_of_a_task_are_taken_however_the_task_is_named(flags, tmp_path, monkeypatch):
+    from uq4ct import preflight
+
+    monkeypatch.chdir(tmp_path)
+    for name, task in {"climate": "climaqa", "other": "openbookqa"}.items():
+        (tmp_path / f"{name}.yaml").write_text(f"data: {{source: {task}}}\n")
+    resolved = []
+    monkeypatch.setattr(preflight, "run", lambda config, say: resolved.append(config()))
+    assert cli.invoke(["validate", "--preset", "paper", *flags]) == 0
+    (config,) = resolved
+    assert (config.data.source, config.train.learning_rate, config.method.dropout) == ("climaqa", 5e-4, 0.1)
+
+
 def test_runs_are_listed_whatever_their_state(capsys, tmp_path):
     states = {"damaged": ("config.yaml", "manifest.json", "uq4ct.json"), "unfinished": ("config.yaml",)}
     for name, files in states.items():

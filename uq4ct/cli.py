@@ -641,9 +641,7 @@ def _layers(
     """Return preset, file and flags as layers of options, in this order."""
     from uq4ct import config as configuration
 
-    file = [] if config is None else [configuration.read_yaml(config)]
-    of_file = [layer.values["data"].get("source") for layer in file if isinstance(layer.values.get("data"), dict)]
-    layers = [*configuration.preset_layers(preset, data or next(iter(of_file), None)), *file]
+    layers = [] if config is None else [configuration.read_yaml(config)]
     flags = {
         "--model": ("model", "name", model),
         "--data": ("data", "source", data),
@@ -659,7 +657,8 @@ def _layers(
         for flag, (section, name, value) in flags.items()
         if value is not None
     ]
-    return [*layers, configuration.read_settings(settings or [])]
+    layers.append(configuration.read_settings(settings or []))
+    return [*configuration.preset_layers(preset, configuration.source_of(layers)), *layers]
 
 
 def _rule(run: Any, abstain_below: float | None, target_accuracy: float | None) -> Any:

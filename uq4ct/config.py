@@ -168,6 +168,16 @@ def preset_layers(name: str, source: str | None = None) -> list[Layer]:
     return [Layer.of(value, f"preset {name}") for value in values]
 
 
+def source_of(layers: Sequence[Layer]) -> str | None:
+    """Return what layers of options say is trained on; the last one that says so wins.
+
+    >>> source_of([Layer.of({"data": {"source": "openbookqa"}}, "--data"), read_settings(["data.source=climaqa"])])
+    'climaqa'
+    """
+    data = [layer.values["data"] for layer in layers if isinstance(layer.values.get("data"), Mapping)]
+    return next((str(options["source"]) for options in reversed(data) if "source" in options), None)
+
+
 def resolve(layers: Sequence[Layer]) -> Config:
     """Merge layers of options, later ones winning, and build the configuration.
 
