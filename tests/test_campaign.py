@@ -242,6 +242,19 @@ def test_a_mistake_is_found_before_anything_runs(flags, message, questions, tmp_
     assert not output.exists()
 
 
+def test_a_file_with_options_that_not_every_method_has_is_refused_in_one_sentence(questions, tmp_path, capsys):
+    file, output = tmp_path / "run.yaml", tmp_path / "out"
+    assert cli.invoke(["init", "-o", str(file)]) == 0
+    line = next(n for n, text in enumerate(file.read_text().splitlines(), 1) if text.startswith("  num_experts"))
+    capsys.readouterr()
+    asked = [*command(questions, output, "lora,mixlora", "1"), "--config", str(file), "--dry-run"]
+    assert cli.invoke(asked) == 2
+    (problem,) = capsys.readouterr().err.splitlines()
+    assert problem.startswith(f"error: {file}:{line}: method: no option of lora, mixlora: num_experts, top_k, ")
+    assert problem.endswith("leave `method` out and write a method's own options in brackets, as in uq4ct[top_k=3]")
+    assert cli.invoke([*asked, "--methods", "uq4ct"]) == 0
+
+
 def test_what_no_calibration_split_can_serve_is_found_before_anything_runs_all_at_once(questions, tmp_path):
     methods = "lora+feu,lora[rank=3]+vector,laplace[prior=grid;data.calibration_fraction=0],early_stopping+temperature"
     with pytest.raises(UserError) as caught:

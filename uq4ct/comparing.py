@@ -17,6 +17,7 @@ from uq4ct.concluding import baseline_of, write_results
 from uq4ct.config import Layer, resolve
 from uq4ct.data.files import SUFFIXES
 from uq4ct.errors import UserError
+from uq4ct.methods import parse
 from uq4ct.protocols import Protocol, split_of
 from uq4ct.runs import Say, to_stderr
 
@@ -47,6 +48,7 @@ def plan(
         refuse_foreign(output)
     with problems.caught():
         specs = campaign.parse_methods(methods, calibration=held.calibration > 0)
+        refuse_options_of_some(specs, layers)
         if held.temperature and temperature:
             specs = with_temperature(specs, layers)
         baseline_of([spec.label for spec in specs], baseline)
@@ -57,6 +59,39 @@ def plan(
     problems.end()
     asked = [(each, split_of(each, held)) for each in sources]
     return campaign.plan(specs, source, numbers, asked, output=output, layers=layers)
+
+
+def refuse_options_of_some(specs: Sequence[MethodSpec], layers: Sequence[Layer]) -> None:
+    """Refuse options of ``method`` that not every method has, as layers speak to all; of a preset's each takes its own.
+
+    Raises UserError with one sentence for each layer.
+
+    >>> both = campaign.parse_methods("uq4ct,lora")
+    >>> refuse_options_of_some(both, [Layer.of({"method": {"top_k": 3, "rank": 8}}, "run.yaml:2")])
+    Traceback (most recent call last):
+    uq4ct.errors.UserError: run.yaml:2: method: no option of lora: top_k; what is set here is set for all methods \
+compared, so leave `method` out and write a method's own options in brackets, as in uq4ct[top_k=3]
+    """
+    kinds = {spec.label: parse(spec.layer.values["method"]["name"])[0] for spec in specs}
+    problems = []
+    for layer in layers:
+        own = set(_own(layer))
+        lacking = {label: own - kind.model_fields.keys() for label, kind in kinds.items()}
+        if names := [name for name in _own(layer) if any(name in lacks for lacks in lacking.values())]:
+            without = ", ".join(label for label, lacks in lacking.items() if lacks)
+            place = layer.places[f"method.{names[0]}"]
+            problems.append(
+                f"{place}: method: no option of {without}: {', '.join(names)}; what is set here is set for all methods "
+                "compared, so leave `method` out and write a method's own options in brackets, as in uq4ct[top_k=3]"
+            )
+    if problems:
+        raise UserError(problems)
+
+
+def _own(layer: Layer) -> list[str]:
+    """Return the options of ``method`` in a layer that is no preset."""
+    places = {name: layer.places[f"method.{name}"] for name in layer.values.get("method", {}) if name != "name"}
+    return [name for name, place in places.items() if not place.startswith("preset ")]
 
 
 def with_temperature(specs: Sequence[MethodSpec], layers: Sequence[Layer] = ()) -> list[MethodSpec]:
