@@ -81,6 +81,15 @@ def test_methods_are_listed_as_json(capsys):
             ["evaluate", "absent", "--data", "tiny"],
             "error: absent: no such run folder; `uq4ct train ... --output absent` makes one",
         ),
+        (
+            ["compare", "-o", "x", "--baseline", "lora", "--json", "--protocol", "sound", "--no-temperature"],
+            "without it the tables of x are made anew from its files, and --protocol, --no-temperature would change nothing",
+        ),
+        (
+            ["compare", "-o", "x", "--data-root", "hub", "--engine", "local", "--workers", "2", "--gpus-per-cell", "1"],
+            "made anew from its files, and --data-root, --engine, --workers, --gpus-per-cell would change nothing",
+        ),
+        (["compare", "-o", "x", "--baseline", "lora"], "error: x: holds no comparison with a finished cell"),
         (["evaluate", "."], "Missing option '--data'"),
         (["predict", ".", "in.jsonl", "-o", "out.jsonl"], "error: .: not a run folder, it has no config.yaml"),
         (

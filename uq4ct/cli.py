@@ -283,6 +283,7 @@ def ask(
 
 @app.command()
 def compare(
+    context: typer.Context,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the comparison.")],
     methods: Annotated[
         str | None,
@@ -334,9 +335,8 @@ def compare(
     from uq4ct import campaign, comparing, concluding, protocols
 
     if methods is None:
-        planning = {"--data": data, "--model": model, "--eval-data": eval_data, "--seeds": seeds, "--config": config}
-        told = {"--set": settings, "--preset": preset, "--max-steps": max_steps, "--dry-run": dry_run or None}
-        _refuse_without_methods(output, {**planning, **told})
+        given = [flag for flag in _flags_of(context) if flag not in ("--output", "--baseline", "--json")]
+        _refuse_without_methods(output, given)
         _show_comparison(concluding.reread(output, baseline), output, as_json)
         return
     held = protocols.protocol(protocol)
@@ -376,12 +376,18 @@ def compare(
         raise SystemExit(1)
 
 
-def _refuse_without_methods(output: Path, flags: dict[str, Any]) -> None:
+def _flags_of(context: typer.Context) -> list[str]:
+    """Return the flags that the command line gives, by their long names, whatever their values."""
+    sources = {flag.opts[0]: context.get_parameter_source(str(flag.name)) for flag in context.command.params}
+    return [flag for flag, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+
+
+def _refuse_without_methods(output: Path, flags: Sequence[str]) -> None:
     """Refuse flags that plan a comparison where no methods are named."""
-    if named := [flag for flag, value in flags.items() if value is not None]:
+    if flags:
         raise UserError(
             f"--methods: name the methods to compare, as in lora,uq4ct; without it the tables of {output} are made "
-            f"anew from its files, and {', '.join(named)} would change nothing"
+            f"anew from its files, and {', '.join(flags)} would change nothing"
         )
 
 
