@@ -123,6 +123,53 @@ def test_mmlu_answers_are_positions_counted_from_zero_even_in_a_file_without_a_z
     assert one(tmp_path, {**row, "answer": 1}).gold == "B"
 
 
+@pytest.mark.parametrize("column", ["subject", "answerKey"])
+def test_a_file_of_ones_own_may_have_a_column_of_a_public_data_set_and_loses_nothing(tmp_path, column):
+    row = {"question": "Which melts?", "choices": ["ice", "iron"], "labels": ["1", "2"], "context": "Ice does."}
+    rows = [{**row, "answer": n, "group": "solids", "source": "x", column: n} for n in (1, 2)]
+    found = data.load(write(tmp_path, "own/rows.jsonl", *rows))
+    assert [(q.gold, q.context, q.group) for q in found.questions] == [
+        ("1", "Ice does.", "solids"),
+        ("2", "Ice does.", "solids"),
+    ]
+    unread = "'source'" if column == "subject" else "'answer', 'source'"
+    assert found.notes[0].endswith(f"rows.jsonl: columns not read: {unread}")
+
+
+def test_only_a_task_vouches_for_what_its_numbers_count_from(tmp_path):
+    row = {"question": "Which?", "choices": ["a", "b", "c", "d"], "subject": "electrical_engineering"}
+    path = "mmlu/electrical_engineering/test.jsonl"
+    file = write(tmp_path, path, *({**row, "answer": n} for n in (1, 2, 3)))
+    counted = "answer is read as positions counted from 0; no row says whether they are counted from 0 or from 1"
+    assert data.load(file).notes[0] == f"{file}: {counted}"
+    assert not any("counted from" in note for note in data.load("mmlu-eng", root=tmp_path).notes)
+    write(tmp_path, path, *({**row, "answer": n} for n in (1, 2, 4)))
+    assert [question.gold for question in data.load(file).questions] == ["A", "B", "D"]
+    with pytest.raises(UserError, match="answer 4 is not a position from 0 to 3"):
+        data.load("mmlu-eng", root=tmp_path)
+
+
+SCIQ = {"question": "q", "correct_answer": "a", "distractor1": "b", "distractor2": "c", "distractor3": "d"}
+
+
+@pytest.mark.parametrize(
+    ("row", "unread"),
+    [
+        ({**SCIQ, "support": "It is a."}, "'labels'"),
+        ({"Question": "q", "Options": "a) x\nb) y", "Answer": "b", "Validation": True, "Level": 1}, "'Level'"),
+        ({"question_stem": "q", "choices": ["a", "b"], "answerKey": "1", "fact1": "x", "more": 2}, "'more'"),
+        ({"question": "q", "answer": True, "passage": "It is.", "title": "It"}, "'context', 'labels'"),
+        ({"question": "q", "A": "x", "B": "y", "answer": "B"}, "'labels'"),
+    ],
+)
+def test_a_recognised_file_keeps_its_context_and_names_what_it_does_not_read(tmp_path, row, unread):
+    own = {"context": "Read me.", "group": "g"} | ({} if "Options" in row else {"labels": ["1", "2"]})
+    found = data.load(write(tmp_path, "anyone/rows.jsonl", {**row, **own}))
+    (question,) = found.questions
+    assert (question.context, question.group) == (row.get("passage", "Read me."), "g")
+    assert [note.partition(": columns not read: ")[2] for note in found.notes] == [unread]
+
+
 def test_an_mmlu_group_joins_its_subjects(tmp_path):
     row = {"question": "Which law?", "choices": ["a", "b", "c", "d"], "answer": 1}
     for subject in ("international_law", "jurisprudence", "professional_law"):

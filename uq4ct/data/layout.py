@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,7 +32,7 @@ def find_layout(
             f"{source}: data.columns names {_quoted(absent)}, but the columns are {_quoted(list(counts))}."
             + _nearest(absent[0], list(counts))
         )
-    for candidate in _candidates(config, schema):
+    for candidate in _candidates(config, schema, counts):
         if found := candidate.fit(usual, sample):
             if found.refusal:
                 raise UserError(f"{source}: {found.refusal}")
@@ -46,10 +46,15 @@ def find_layout(
     raise UserError(_missing_columns(source, list(counts), expected, missing))
 
 
-def _candidates(config: DataConfig, schema: Schema | None) -> list[Schema]:
-    """List the layouts to try. One whose question or choices the user named is the user's own, never a public one."""
-    named: dict[str, Any] = config.columns.given()
-    known = [replace(schema, absent=(), recognise=None)] if schema else list(schemas())
+def _candidates(config: DataConfig, schema: Schema | None, columns: Collection[str]) -> list[Schema]:
+    """List the layouts to try. One whose question or choices the user named is the user's own, never a public one.
+
+    Only a task vouches for what its numbers count from: another file with the same columns may count from 1.
+    """
+    own = {"group": OWN.group} if OWN.group in columns else {}
+    named: dict[str, Any] = {**own, **config.columns.given()}
+    given = [replace(schema, absent=(), recognise=None)] if schema else []
+    known = given or [replace(s, zero_based=False) for s in schemas()]
     if config.choices is not None:
         constant: dict[str, Any] = {"choices": None, "constant": config.choices, "constant_labels": config.choices}
         known = [s for s in known if s.choices is None and not s.refusal] or [schema or OWN]
@@ -71,10 +76,9 @@ def fitting_options(rows: Sequence[RawRow], config: DataConfig) -> DataConfig:
 
 
 def unread_columns(rows: Sequence[RawRow], schema: Schema, source: str) -> list[str]:
-    """Remark on columns that our own layouts leave unread: one of them may be the passage."""
-    if schema.name not in (OWN.name, LETTERED.name):
-        return []
-    optional = (schema.context, schema.id, schema.group, schema.labels, schema.stratum, schema.true_probabilities)
+    """Remark on columns that a layout leaves unread, and not on purpose: one of them may be the passage."""
+    labels = schema.labels if isinstance(schema.choices, str) else None
+    optional = (schema.context, schema.id, schema.group, labels, schema.stratum, schema.true_probabilities)
     used = {*schema.required, schema.answer, *schema.ignored, *optional}
     columns = dict.fromkeys(column for row in rows for column in row.values)
     unread = [column for column in columns if column not in used]

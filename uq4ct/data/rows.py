@@ -69,6 +69,7 @@ def read_questions(
     """
     if not columns_fit:
         config = fitting_options(rows, config)
+    recognised = schema is None  # a task leaves unread on purpose what its schema does not name
     schema = find_layout(rows, source, config, schema, need_answers)
     kept = [row for row in rows if row.problem or schema.keep is None or schema.keep(row.values)]
     drafts = [_draft(row, number, schema, config) for number, row in enumerate(kept, start=1)]
@@ -81,7 +82,7 @@ def read_questions(
         raise UserError(listing(rejected, len(drafts), source))
     if not questions:
         raise UserError([*listing(rejected, len(drafts), source)[:-1], f"{source}: no good row is left"])
-    notes += unread_columns(rows, schema, source)
+    notes += unread_columns(rows, schema, source) if recognised else []
     if len(kept) < len(rows):
         notes.append(
             f"{source}: {rows_counted(len(rows) - len(kept))} left out that the data set's authors did not validate"

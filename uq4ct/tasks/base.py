@@ -22,10 +22,10 @@ class Schema:
     question: str = "question"
     choices: str | tuple[str, ...] | None = "choices"
     answer: str = "answer"
-    context: str | None = None
+    context: str | None = "context"
     id: str | None = "id"
-    group: str | None = None
-    labels: str | None = None
+    group: str | None = "group"  # a file's own column 'group' comes before another that is named here
+    labels: str | None = "labels"  # beside one column of choices
     stratum: str | None = None
     true_probabilities: str | None = None
     constant: tuple[str, ...] = ()
@@ -37,7 +37,7 @@ class Schema:
     unpack: Callable[[Row], Row] | None = None  # rearranges nested columns; must accept any row
     keep: Callable[[Row], bool] | None = None  # rows that the data set's authors leave out
     lettered: bool = False  # choices stand in columns A, B, C, ...
-    zero_based: bool = False  # whole numbers are positions counted from 0, whatever the file looks like
+    zero_based: bool = False  # whole numbers in a task's files are positions counted from 0, whatever they look like
     gold_first: bool = False  # the first choice is the gold one: choices are shuffled by content hash
     refusal: str = ""  # why such a file is refused, for layouts that are not multiple choice
 

@@ -13,6 +13,7 @@ SCHEMA = Schema(
     constant_labels=("false", "true"),
     marks=("passage",),
     absent=("choices",),
+    ignored=("title",),
 )
 
 SUPER_GLUE = replace(SCHEMA, name="BoolQ (SuperGLUE)", answer="label", id=None, marks=("passage", "label", "idx"))

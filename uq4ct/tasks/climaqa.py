@@ -17,6 +17,7 @@ SCHEMA = Schema(
     choices="Options",
     answer="Answer",
     id=None,
+    ignored=("Validation",),
     keep=_validated,
 )
 

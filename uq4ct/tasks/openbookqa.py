@@ -4,7 +4,11 @@ from collections.abc import Mapping
 
 from uq4ct.tasks.base import Row, Schema, Task, splits_of
 
-SCHEMA = Schema(name="OpenBookQA", question="question_stem", answer="answerKey")
+# The fact that the crowd worker began with mostly gives the answer away: it is left out, with what the hub's
+# "additional" subset says of the question and of who judged it.
+_ADDITIONAL = ("fact1", "humanScore", "clarity", "turkIdAnonymized")
+
+SCHEMA = Schema(name="OpenBookQA", question="question_stem", answer="answerKey", ignored=_ADDITIONAL)
 
 
 def _nested(row: Row) -> bool:
@@ -24,6 +28,7 @@ ORIGINAL = Schema(
     recognise=_nested,
     unpack=_unpack,
     absent=("choices",),
+    ignored=_ADDITIONAL,
 )
 
 TASK = Task(

@@ -4,9 +4,6 @@ from uq4ct.tasks.base import Schema
 
 OWN = Schema(
     name="question, choices, answer",
-    context="context",
-    group="group",
-    labels="labels",
     stratum="stratum",
     true_probabilities="true_probabilities",
     ignored=("ideal_probabilities",),
@@ -15,8 +12,6 @@ OWN = Schema(
 LETTERED = Schema(
     name="question, A, B, ..., answer",
     choices=("A", "B"),
-    context="context",
-    group="group",
     absent=("choices",),
     lettered=True,
 )

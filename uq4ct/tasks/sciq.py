@@ -7,6 +7,7 @@ SCHEMA = Schema(
     name="SciQ",
     choices=("correct_answer", "distractor1", "distractor2", "distractor3"),
     answer="correct_answer",
+    ignored=("support",),
     gold_first=True,
 )
 
