@@ -718,6 +718,16 @@ def test_a_csv_has_its_choices_in_columns_and_may_have_fewer_in_a_row(write):
     assert found.choice_counts == {2: 1, 3: 1}
 
 
+def test_lettered_choices_that_few_rows_have_are_read_too(write):
+    three = {"question": "Which?", "A": "ice", "B": "iron", "C": "salt", "answer": "C"}
+    found = data.load(write("".join(json.dumps(row) + "\n" for row in [three] * 4 + [{**three, "D": "sand"}])))
+    assert [len(question.choices) for question in found.questions] == [3, 3, 3, 3, 4]
+    assert found.questions[4].choices[3] == "sand"
+    gap = {key: value for key, value in three.items() if key != "C"} | {"D": "sand", "answer": "A"}
+    with pytest.raises(UserError, match=r"q\.jsonl:3: C is null"):
+        data.load(write("".join(json.dumps(row) + "\n" for row in [three, three, gap])))
+
+
 def test_a_csv_may_hold_json_lists_and_tabs(write):
     buffer = io.StringIO()
     csv.writer(buffer, delimiter="\t").writerows([["question", "choices", "answer"], ["W?", '["ice", "iron"]', "1"]])

@@ -33,7 +33,7 @@ def find_layout(
             + _nearest(absent[0], list(counts))
         )
     for candidate in _candidates(config, schema, counts):
-        if found := candidate.fit(usual, sample):
+        if found := candidate.fit(usual, sample, counts):
             if found.refusal:
                 raise UserError(f"{source}: {found.refusal}")
             if need_answers and found.answer not in counts:

@@ -54,15 +54,20 @@ class Schema:
         choices = () if self.unpack else self.choice_columns  # unpacked rows hold their choices inside another column
         return (self.question, *choices, *self.marks)
 
-    def fit(self, columns: Collection[str], row: Row) -> Schema | None:
-        """Return the layout as this file has it, or None where the columns or the sample row are of another layout."""
+    def fit(self, columns: Collection[str], row: Row, every: Collection[str] = ()) -> Schema | None:
+        """Return the layout as this file has it, or None where the columns or the sample row are of another layout.
+
+        ``columns`` are those that most rows have. Lettered choices go on through ``every`` column of the file: a few
+        rows may have more choices than most.
+        """
         if not set(self.required) <= set(columns) or set(self.absent) & set(columns):
             return None
         if self.recognise is not None and not self.recognise(row):
             return None
         if not self.lettered:
             return self
-        run = next((n for n, letter in enumerate(ascii_uppercase) if letter not in columns), len(ascii_uppercase))
+        there = {*columns, *every}
+        run = next((n for n, letter in enumerate(ascii_uppercase) if letter not in there), len(ascii_uppercase))
         return replace(self, choices=tuple(ascii_uppercase[:run]))
 
 
