@@ -785,6 +785,33 @@ def test_answers_may_be_unknown_where_they_are_not_needed(write):
     assert found.questions[0].gold == "A"
 
 
+def test_hidden_and_blank_answers_are_known_in_tables_too(write):
+    for answers, golds in (("0,-1,2, ", ["A", None, "C", None]), ("A, ,-1,B", ["A", None, None, "B"])):
+        table = "question,A,B,C,answer\n" + "".join(f"Which?,ice,iron,salt,{word}\n" for word in answers.split(","))
+        found = data.read_file(write(table, "q.csv"), require_answers=False)
+        assert [question.gold for question in found.questions] == golds
+    with pytest.raises(UserError) as caught:
+        data.load(write("question,A,B,answer\nWhich?,ice,iron,-1\nWhich?,ice,iron, \n", "q.csv"))
+    assert [problem.partition("; only predict")[0] for problem in caught.value.problems[:2]] == [
+        "q.csv:2: answer is -1, the mark of a hidden test label",
+        "q.csv:3: answer is missing",
+    ]
+
+
+def test_minus_one_is_an_answer_where_every_row_that_says_so_offers_it(write):
+    def golds(*rows: dict[str, Any]) -> list[str | None]:
+        questions = read(write, [{"question": "1 - 2?", **row} for row in rows], need_answers=False)
+        return [None if q.answer is None else q.choices[q.answer] for q in questions]
+
+    for minus_one in (-1, "-1", " -1 "):
+        sums = {"choices": ["-1", "3", "0"], "answer": minus_one}
+        assert golds(sums, {**sums, "answer": "3"}) == ["-1", "3"]
+        assert golds(sums, {"choices": ["1", "3"], "answer": minus_one}) == [None, None]
+    moods = data.DataConfig(choices=("-1", "0", "1"))
+    rows = [{"question": "Lovely.", "answer": 1}, {"question": "Awful.", "answer": -1}]
+    assert [question.gold for question in read(write, rows, config=moods, training=True)] == ["1", "-1"]
+
+
 @pytest.mark.parametrize(
     ("choices", "message"),
     [

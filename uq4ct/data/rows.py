@@ -21,7 +21,7 @@ from uq4ct.tasks import Row, Schema
 from uq4ct.types import Question
 
 _PLACES_SHOWN = 3
-_UNKNOWN = (None, "", -1)
+_MINUS_ONE = (-1, "-1")
 
 
 @dataclass(frozen=True)
@@ -169,11 +169,13 @@ def _check_one_kind(drafts: list[Draft]) -> None:
 def _resolve_answers(drafts: list[Draft], source: str, schema: Schema, need_answers: bool) -> list[str]:
     """Set each draft's gold index, or its problem; return remarks on how the answers were read."""
     waiting = [draft for draft in drafts if draft.choices is not None and draft.gold is None]
+    hides = any(_plain(draft.answer) in _MINUS_ONE and not _offers(draft, "-1") for draft in waiting)
+    given: list[Draft] = []
     for draft in waiting:
-        if need_answers and draft.answer in _UNKNOWN:
-            hidden = "-1, the mark of a hidden test label" if draft.answer == -1 else "missing"
-            draft.problems.append(f"{schema.answer} is {hidden}; only predict reads rows without answers")
-    given = [draft for draft in waiting if draft.answer not in _UNKNOWN]
+        if not (reason := _unknown(draft.answer, hides)):
+            given.append(draft)
+        elif need_answers:
+            draft.problems.append(f"{schema.answer} is {reason}; only predict reads rows without answers")
     outcome = answer_indices(
         [draft.answer for draft in given],
         [draft.choices for draft in given if draft.choices],
@@ -188,6 +190,22 @@ def _resolve_answers(drafts: list[Draft], source: str, schema: Schema, need_answ
         else:
             draft.problems.append(result)
     return list(outcome.notes)
+
+
+def _unknown(answer: Any, hides: bool) -> str:
+    """Say why an answer says nothing, or nothing where it does. ``hides``: the file marks hidden labels by -1."""
+    plain = _plain(answer)
+    if plain is None or plain == "":
+        return "missing"
+    return "-1, the mark of a hidden test label" if hides and plain in _MINUS_ONE else ""
+
+
+def _plain(answer: Any) -> Any:
+    return answer.strip() if isinstance(answer, str) else answer
+
+
+def _offers(draft: Draft, name: str) -> bool:
+    return draft.choices is not None and name in (*draft.choices.labels, *draft.choices.texts)
 
 
 def _check_gold_texts(drafts: list[Draft], distinct_gold: bool) -> None:
