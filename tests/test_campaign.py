@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from uq4ct import campaign, cli, comparing, concluding, protocols
+from uq4ct import campaign, cli, comparing, concluding, fitting, protocols
 from uq4ct.campaign import cluster, planning
 from uq4ct.campaign.cells import Cell, alone, trainings_done
 from uq4ct.campaign.estimate import START
@@ -160,6 +160,21 @@ def test_a_run_too_short_for_the_members_of_a_checkpoint_ensemble_is_remarked(qu
     assert plan(questions, tmp_path, "checkpoint_ensemble[spacing=0.3;train.max_steps=10]", [1]).notes == ()
     (note,) = plan(questions, tmp_path, "checkpoint_ensemble[train.max_steps=5]", [1]).notes
     assert "only 2 of the 3 members differ" in note
+
+
+def test_a_calibration_split_of_few_rows_for_want_of_different_questions_is_remarked(tmp_path):
+    path = tmp_path / "train.jsonl"
+    write_questions(path, range(5))
+    same = {"question": "Which is the same?", "choices": ["red", "green"]}
+    rows = [{**same, "answer": "AB"[n % 2], "id": f"same-{n}"} for n in range(95)]
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    specs, asked = campaign.parse_methods("zero_shot"), [("tiny-far", None)]
+    layers = [QUICK, Layer.of({"data": {"calibration_fraction": 0.3}}, "test")]
+    made = campaign.plan(specs, str(path), [1, 2], asked, output=tmp_path / "out", layers=layers)
+    (note,) = [note for note in made.notes if note.startswith("data.calibration_fraction")]
+    assert "5 of 100 rows are kept for calibration, where 30 were asked for" in note
+    assert note in fitting.prepare(made.cells[0].config).notes
 
 
 def test_a_cell_survives_the_way_to_another_process(questions, tmp_path):

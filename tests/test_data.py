@@ -944,6 +944,32 @@ def test_equal_questions_stay_on_one_side():
     assert len(calibration) == 60
 
 
+def test_the_same_question_on_different_contexts_is_not_the_same():
+    asked = numbered(200)
+    on_passages = [replace(question, question="What follows?", context=f"Of {question.id}.") for question in asked]
+    fit, calibration = data.split_calibration(on_passages, 0.1, seed=0)
+    assert (len(fit), len(calibration)) == (180, 20)
+    twice = [*on_passages, *(replace(question, id=f"again-{question.id}") for question in on_passages)]
+    fit, calibration = data.split_calibration(twice, 0.1, seed=0)
+    assert {question.context for question in fit}.isdisjoint(question.context for question in calibration)
+    assert data.overlap(on_passages[:2], on_passages[1:3]) == ("q1",)
+
+
+def test_a_calibration_split_far_smaller_than_asked_for_is_told():
+    same = numbered(195, same=195)
+    odd = [replace(question, id=f"odd-{question.id}", question=f"Odd {question.id}?") for question in numbered(5)]
+    train = data.QuestionSet("mine", "train", (*same, *odd), "q.jsonl", "")
+    config = data.DataConfig()
+    _, calibration = data.calibration_split(train, config=config, seed=1)
+    assert data.calibration_notes(train, calibration, config=config) == (
+        "data.calibration_fraction: 5 of 200 rows are kept for calibration, where 20 were asked for: rows with the same "
+        "question text and context stay together, and there are too few different ones",
+    )
+    usual = replace(train, questions=tuple(numbered(200)))
+    assert data.calibration_notes(usual, numbered(20), config=config) == ()
+    assert data.calibration_notes(train, (), config=data.DataConfig(calibration_fraction=0)) == ()
+
+
 def limited(questions, number, seed=1, fraction=0.0):
     train = data.QuestionSet("mine", "train", tuple(questions), "q.jsonl", "")
     config = data.DataConfig(limit=number, calibration_fraction=fraction)

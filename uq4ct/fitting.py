@@ -53,6 +53,7 @@ def prepare(config: Config) -> Prepared:
     questions = data.load(config.data.source, root=config.data.root, config=config.data, training=True)
     everything = questions.questions
     fit, calibration = data.calibration_split(questions, config=config.data, seed=config.output.seed)
+    small = data.calibration_notes(questions, calibration, config=config.data)
     questions = replace(questions, questions=fit)
     if problems := config.method.unfit(len(fit), len(calibration)):
         raise UserError([f"method {config.method.label}: {problem}" for problem in problems])
@@ -65,7 +66,7 @@ def prepare(config: Config) -> Prepared:
     asked, shortened = encoder.encode_evaluation(calibration)
     after = config.method.notes_on_steps(config.train.steps(len(examples)))
     kind = _kind_notes(config, backbone)
-    notes = (*questions.notes, *kind, *notes, *shortened, *config.method.notes(backbone.model), *after)
+    notes = (*questions.notes, *small, *kind, *notes, *shortened, *config.method.notes(backbone.model), *after)
     return Prepared(questions, calibration, examples, asked, backbone, encoder, notes)
 
 

@@ -112,10 +112,17 @@ def plan(
             cells.append(cell)
     _refuse_twins(cells, problems)
     problems.end()
+    small = dict.fromkeys(
+        note
+        for config in configs.values()
+        for seed in seeds
+        for note in data.calibration_notes(training, desk.split(config, training, seed)[1], config=config.data)
+    )
     remarks = dict.fromkeys(
         f"{cell.method}: {note}" for cell in cells for note in cell.config.method.notes_on_steps(sizes[cell.name].steps)
     )
-    notes = (*training.notes, *_overlaps(training, sets.values()), *_trained_differently(methods, configs), *remarks)
+    overlaps = _overlaps(training, sets.values())
+    notes = (*training.notes, *small, *overlaps, *_trained_differently(methods, configs), *remarks)
     return Plan(tuple(cells), absent, sizes, notes)
 
 

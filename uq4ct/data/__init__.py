@@ -2,7 +2,7 @@
 
 from uq4ct.data.config import Columns, DataConfig
 from uq4ct.data.problems import Rejected
-from uq4ct.data.sources import NoData, QuestionSet, calibration_split, load, overlap, read_file
+from uq4ct.data.sources import NoData, QuestionSet, calibration_notes, calibration_split, load, overlap, read_file
 from uq4ct.data.splits import split_calibration
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "NoData",
     "QuestionSet",
     "Rejected",
+    "calibration_notes",
     "calibration_split",
     "load",
     "overlap",

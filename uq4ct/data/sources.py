@@ -16,8 +16,8 @@ from uq4ct.data.config import DataConfig
 from uq4ct.data.files import SUFFIXES, RawRow, read_rows
 from uq4ct.data.hub import read_hub, splits_in
 from uq4ct.data.problems import Rejected, printable
-from uq4ct.data.rows import ReadRows, normal, read_questions
-from uq4ct.data.splits import draw_questions, split_calibration
+from uq4ct.data.rows import ReadRows, read_questions
+from uq4ct.data.splits import asked, draw_questions, notes_on_size, split_calibration
 from uq4ct.errors import UserError, did_you_mean
 from uq4ct.manifest import sha256
 from uq4ct.tasks import Part, Task
@@ -154,21 +154,33 @@ def calibration_split(
     that; otherwise ``config.calibration_fraction`` of what was taken is cut off. With a fraction of 0 there are none.
     """
     taken = draw_questions(train.questions, config.limit, seed)
-    bundled = train.name in tasks.names() and "calibration" in tasks.get(train.name).splits and train.split == "train"
-    if bundled and config.calibration_fraction > 0:
+    if _has_calibration(train) and config.calibration_fraction > 0:
         return taken, load(train.name, split="calibration").questions
     return split_calibration(taken, config.calibration_fraction, seed)
 
 
+def calibration_notes(train: QuestionSet, calibration: Sequence[Question], *, config: DataConfig) -> tuple[str, ...]:
+    """Return remarks on the calibration split that ``calibration_split`` cut from train: whether it is too small."""
+    if _has_calibration(train):
+        return ()
+    taken = min(len(train), config.limit or len(train))
+    return notes_on_size(len(calibration), taken, config.calibration_fraction)
+
+
+def _has_calibration(train: QuestionSet) -> bool:
+    """Tell whether train is that of a bundled task with a calibration split of its own."""
+    return train.name in tasks.names() and "calibration" in tasks.get(train.name).splits and train.split == "train"
+
+
 def overlap(first: Sequence[Question], second: Sequence[Question]) -> tuple[str, ...]:
-    """Return the ids of those questions of ``second`` whose text also stands in ``first``.
+    """Return the ids of those questions of ``second`` whose text also stands, on the same context, in ``first``.
 
     >>> row = Question("1", "Which melts?", ("ice", "iron"), ("A", "B"))
     >>> overlap([row], [replace(row, id="2"), replace(row, id="3", question="Which floats?")])
     ('2',)
     """
-    texts = {normal(question.question).casefold() for question in first}
-    return tuple(question.id for question in second if normal(question.question).casefold() in texts)
+    seen = {asked(question) for question in first}
+    return tuple(question.id for question in second if asked(question) in seen)
 
 
 def _kind_of_source(name: str) -> str:
