@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from uq4ct import data
 from uq4ct.data.answers import answer_indices
 from uq4ct.data.choices import Choices
+from uq4ct.data.sources import safe_name
 from uq4ct.errors import UserError
 from uq4ct.types import Question
 
@@ -877,6 +878,24 @@ def test_a_file_is_named_after_its_folder_and_carries_its_hash(write):
     assert data.load(write(GOOD, "test.jsonl"), split="test").split == "test"
     with pytest.raises(UserError, match="one file is one split, so there is no split 'test' in it"):
         data.load("exam.jsonl", split="test")
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("dir2-данные", "dir2-данные"),
+        ("dir2-вопросы (v2)", "dir2-вопросы-v2"),
+        ("问题集", "问题集"),
+        ("cafe\u0301", "caf\u00e9"),
+        ("हिन्दी", "हिन्दी"),
+        ("my data/+exam=1*", "my-data-exam1"),
+        ("../..", "data"),
+        ("\udcff\u202e?", "data"),
+        ("字" * 90, "字" * 66),
+    ],
+)
+def test_a_name_keeps_the_letters_of_any_script(text, name):
+    assert safe_name(text) == name
 
 
 def test_a_folder_of_split_files_is_read_strictly(write):

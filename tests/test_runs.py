@@ -313,6 +313,28 @@ def test_two_sources_of_one_name_are_refused(run, questions):
         evaluating.evaluate(run, [str(questions), str(questions)], say=lambda line: None)
 
 
+def test_an_evaluation_of_other_data_is_never_overwritten(run, tmp_path):
+    def write(path: str, rows) -> Path:
+        file = tmp_path / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return file
+
+    def evaluate(file: Path) -> int:
+        return evaluating.evaluate(run, [str(file)], say=lambda line: None)[0]["n"]
+
+    first, second = write("x/fold/test.jsonl", ROWS[:4]), write("y/fold/test.jsonl", ROWS[4:6])
+    assert evaluate(first) == 4
+    with pytest.raises(UserError) as caught:
+        evaluate(second)
+    assert str(caught.value) == (
+        f"{run.folder}/evaluations/fold-test: holds the evaluation of {first}, and {second} is called the same; rename "
+        "the file or its folder, or delete that evaluation"
+    )
+    assert evaluate(write("z/fold/test.jsonl", ROWS[:4])) == 4  # a copy
+    assert evaluate(write("z/fold/test.jsonl", ROWS[:3])) == 3  # the same file, corrected
+
+
 def test_prediction_continues_where_it_stopped(run, tmp_path, monkeypatch):
     unlabelled = tmp_path / "in.jsonl"
     unlabelled.write_text("".join(json.dumps({k: v for k, v in row.items() if k != "answer"}) + "\n" for row in ROWS))

@@ -382,6 +382,12 @@ def test_tasks_are_read_from_the_hub_by_id_subset_and_pinned_revision(hub):
     ]
 
 
+def test_subsets_of_a_hub_data_set_have_names_of_their_own(hub):
+    assert data.load("owner/set:anatomy", split="test").name == "owner-set-anatomy"
+    assert data.load("owner/set", split="test", config=data.DataConfig(subset="virology")).name == "owner-set-virology"
+    assert data.load("owner/set", split="test").name == "owner-set"
+
+
 # The real files
 
 ROWS = {

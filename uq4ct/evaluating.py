@@ -47,7 +47,8 @@ def evaluate(
     With ``resume``, an evaluation that is complete for the same run and data is read back instead. A ``rule`` is saved
     with the run and applied, here and from now on. With a ``store``, what a method itself predicts is kept there by
     content and not computed again for another post-hoc calibration of the same fit.
-    Raises UserError for bad rows, missing data, or two sources of the same name; nothing is written then.
+    Raises UserError for bad rows, missing data, two sources of the same name, or one whose folder holds the evaluation
+    of other data; nothing is written then.
     """
     sets = [
         data.load(source, split=split, root=root or run.config.data.root, config=run.config.data) for source in sources
@@ -59,6 +60,7 @@ def evaluate(
     rule = rule or run.rule
     facts = {"run": run.digest, "rule": rule.to_dict() if rule else None}
     folders = [run.folder / "evaluations" / name for name in names]
+    _refuse_other_data(folders, sets)
     kept = [
         resume and _is_evaluated(folder, {**facts, "data_sha256": questions.sha256})
         for folder, questions in zip(folders, sets, strict=True)
@@ -246,6 +248,22 @@ def _kept(path: Path, ids: Sequence[str]) -> Prediction | None:
 def _is_evaluated(folder: Path, facts: Mapping[str, Any]) -> bool:
     """Tell whether a folder holds a whole evaluation of the same run, data and rule."""
     return is_complete(folder) and all(read_manifest(folder).get(key) == value for key, value in facts.items())
+
+
+def _refuse_other_data(folders: Sequence[Path], sets: Sequence[data.QuestionSet]) -> None:
+    """Raise UserError where a folder holds an evaluation of data with other content at another place."""
+    problems = []
+    for folder, questions in zip(folders, sets, strict=True):
+        if not is_complete(folder) or read_manifest(folder).get("data_sha256") == questions.sha256:
+            continue
+        former = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["data"]["path"]
+        if Path(former).resolve() != Path(questions.path).resolve():
+            problems.append(
+                f"{folder}: holds the evaluation of {former}, and {questions.path} is called the same; rename the "
+                "file or its folder, or delete that evaluation"
+            )
+    if problems:
+        raise UserError(problems)
 
 
 def _refuse_bad_output(source: Path, output: Path) -> None:

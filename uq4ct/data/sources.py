@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -232,14 +233,20 @@ def _split_of(path: Path) -> str:
 
 
 def safe_name(text: str) -> str:
-    """Return a name that can be a folder's: letters, digits, dot, dash and underscore, at most 100 of them.
+    """Return a name that can be a folder's: letters and digits of any script, dot, dash and underscore.
+
+    It has at most 100 of them, and at most 200 bytes: file systems allow 255.
 
     >>> safe_name("my data/überschrift (v2)")
-    'my-data-berschrift-v2'
+    'my-data-überschrift-v2'
     """
-    words = re.split(r"[\s/\\]+", text)
-    kept = "-".join(re.sub(r"[^A-Za-z0-9._-]", "", word) for word in words)
-    return kept.strip(".-_")[:100] or "data"
+    words = re.split(r"[\s/\\]+", unicodedata.normalize("NFC", text))
+    kept = "-".join("".join(filter(_stays, word)) for word in words)
+    return kept.strip(".-_")[:100].encode()[:200].decode(errors="ignore") or "data"
+
+
+def _stays(character: str) -> bool:
+    return character in "._-" or unicodedata.category(character)[0] in "LMN"  # letters, their marks, numbers
 
 
 def _load_task(
@@ -348,7 +355,8 @@ def _load_hub_id(
         distinct_gold=distinct_gold,
         columns_fit=training,
     )
-    label = safe_name(Path(name).resolve().name if Path(name).is_dir() else name)
+    place = Path(name).resolve().name if Path(name).is_dir() else name
+    label = safe_name(f"{place}-{config.subset}" if config.subset else place)
     return QuestionSet(
         label, split, read.questions, name, _digest_of(rows), commit, read.notes, read.rejected, split == wanted[0]
     )
