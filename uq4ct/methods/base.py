@@ -89,8 +89,8 @@ class Method(BaseModel):
         """Return why this method, or its post-hoc calibration, cannot be fitted on so many questions of either kind.
 
         >>> from uq4ct.methods import find
-        >>> find("lora")(posthoc="feu").unfit(900, calibration=100)
-        ['calibration by FEU needs a method with a router (mixlora, uq4ct), and this one has none; use temperature']
+        >>> find("lora")(posthoc="feu").unfit(900, calibration=100)[0].partition(" (")[0]
+        'calibration by FEU needs a method with a router'
         """
         problems = []
         if (self.posthoc or self.needs_calibration) and not calibration:
