@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from string import ascii_uppercase
 
 import numpy as np
 
@@ -110,6 +111,15 @@ class Prediction:
     def epistemic(self) -> np.ndarray:
         """Mutual information between answer and sample in nats, (item,); zero for a method with one pass."""
         return np.maximum(self.total - self.aleatoric, 0.0)
+
+
+def position_names(count: int) -> tuple[str, ...]:
+    """Return names for the positions of so many choices: A, B, C, ..., or 0, 1, 2, ... above 26.
+
+    >>> position_names(3), position_names(27)[-1]
+    (('A', 'B', 'C'), '26')
+    """
+    return tuple(ascii_uppercase[:count]) if count <= len(ascii_uppercase) else tuple(map(str, range(count)))
 
 
 def _entropy(probabilities: np.ndarray) -> np.ndarray:

@@ -114,9 +114,8 @@ def plan(
     problems.end()
     small = dict.fromkeys(
         note
-        for config in configs.values()
         for seed in seeds
-        for note in data.calibration_notes(training, desk.split(config, training, seed)[1], config=config.data)
+        for note in data.calibration_notes(training, desk.split(anyone, training, seed)[1], config=anyone.data)
     )
     remarks = dict.fromkeys(
         f"{cell.method}: {note}" for cell in cells for note in cell.config.method.notes_on_steps(sizes[cell.name].steps)

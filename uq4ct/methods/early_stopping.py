@@ -22,7 +22,7 @@ class EarlyStopping(LoraMethod):
     """
 
     name: ClassVar[str] = "early_stopping"
-    summary: ClassVar[str] = "LoRA at its best calibration NLL, of ten points of the run, of ten points of the run"
+    summary: ClassVar[str] = "LoRA at its best calibration NLL, of ten points of the run"
 
     candidates: int = Field(10, ge=2)
 

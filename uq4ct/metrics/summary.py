@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from string import ascii_uppercase
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,6 +16,7 @@ from uq4ct.metrics.intervals import resampled_groups
 from uq4ct.metrics.measuring import ANSWERED, Measured, kept_of, measure
 from uq4ct.metrics.null_band import bin_table, consistency_resample, ece_null, verdict
 from uq4ct.metrics.usefulness import score_tests
+from uq4ct.types import position_names
 
 T = TypeVar("T")
 
@@ -149,8 +149,7 @@ def _where_known(value: Callable[[], T]) -> T | None:
 def _letters(index: np.ndarray, mask: np.ndarray) -> dict[str, int]:
     """Count choices by the letter that the prompt shows for their position; by 0, 1, ... where there are above 26."""
     counts = np.bincount(index, minlength=mask.shape[1])
-    names = ascii_uppercase if len(counts) <= len(ascii_uppercase) else map(str, range(len(counts)))
-    return {name: int(count) for name, count in zip(names, counts, strict=False)}
+    return dict(zip(position_names(len(counts)), counts.tolist(), strict=True))
 
 
 def _strata(answers: Answers) -> dict[str, dict[str, float | int | None]] | None:

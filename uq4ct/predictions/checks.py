@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from uq4ct.predictions.columns import POSITIVE, Layout
+from uq4ct.types import position_names
 
 Complain = Callable[[str], None]
 
@@ -109,8 +110,7 @@ def _by_label(value: Any, name: str, complain: Complain) -> dict[str, Any]:
         complain(f"no '{name}'; a prediction has them as an object {{label: p}} or a list")
         return {}
     if isinstance(value, list):
-        letters = len(value) <= 26
-        value = {(chr(ord("A") + k) if letters else str(k)): x for k, x in enumerate(value)}
+        value = dict(zip(position_names(len(value)), value, strict=True))
     if not isinstance(value, Mapping) or len(value) < 2:
         complain(f"expected '{name}' as an object {{label: p}} or a list, of two or more choices, got {shown(value)}")
         return {}

@@ -22,6 +22,7 @@ import numpy as np
 from uq4ct.data.files import RawRow
 from uq4ct.errors import UserError, did_you_mean
 from uq4ct.predictions.writing import Row
+from uq4ct.types import position_names
 
 # Metric of the harness -> length by which it divides the log-likelihood of a choice, and how people say it.
 LIKELIHOODS: Mapping[str, tuple[Callable[[str], int], str]] = {
@@ -243,7 +244,7 @@ def _refusal(document: _Document, reading: str, likelihood: str) -> str | None:
 def _row(document: _Document, reading: str, likelihood: str) -> Row:
     """Return the prediction row of one document."""
     texts, scaled, gold = document.texts, _scaled(document, likelihood), _answer(document, reading) or 0
-    labels = [chr(ord("A") + k) if len(texts) <= 26 else str(k) for k in range(len(texts))]
+    labels = position_names(len(texts))
     predicted, weights = int(scaled.argmax()), np.exp(scaled - scaled.max())
     probabilities = dict(zip(labels, (weights / weights.sum()).tolist(), strict=True))
     return {
