@@ -25,6 +25,7 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY) ## Fine-tune the bundled small model with LoRA, MixLoRA and UQ4CT; print the table; write demo/report.html
 	@$(BIN)/uq4ct demo --output demo
+	@echo "'. $(BIN)/activate' puts uq4ct on the path of this shell."
 
 test: $(READY) ## Run the tests (a few minutes on 2 cores)
 	@echo "Running the tests ..."
