@@ -380,6 +380,7 @@ CASES: dict[str, tuple[Case, ...]] = {
     "Question files": (
         Case("No such file", "train --data question.jsonl --output new"),
         Case("Misspelt task", "train --data openbokqa --output new"),
+        Case("Commas between tasks", "evaluate run --data tiny,tiny-near"),
         Case("Task that is not below the data root", "train --data openbookqa --data-root thesis --output new"),
         Case("Folder without questions", "predict run thesis -o out.jsonl"),
         Case("Empty file", "train --data empty.jsonl --output new"),

@@ -52,6 +52,10 @@ def test_methods_are_listed_as_json(capsys):
             "error: 'openbokqa' is not a task, a file or a hub id (owner/name). Did you mean 'openbookqa'?",
         ),
         (["train", "--data", "none.jsonl", "--output", "x"], "error: none.jsonl: no such file"),
+        (
+            ["compare", "--methods", "lora", "--data", "tiny", "--eval-data", "tiny,tiny-near", "--output", "x"],
+            "error: 'tiny,tiny-near' is one name to this option; where it takes several, put spaces between: tiny tiny-near",
+        ),
         (["train", "--model", "./nowhere", "--output", "x"], "error: model.name: no such folder: ./nowhere"),
         (
             ["train", "--preset", "papr", "--output", "x"],

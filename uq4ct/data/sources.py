@@ -199,6 +199,9 @@ def _kind_of_source(name: str) -> str:
         raise UserError(f"{name}: cannot be read ({error.strerror})") from error
     if exists:
         raise UserError(f"{name}: not a regular file")
+    if len(parts := [part.strip() for part in name.split(",") if part.strip()]) > 1:
+        apart = " ".join(parts)
+        raise UserError(f"'{name}' is one name to this option; where it takes several, put spaces between: {apart}")
     if path.suffix.lower() in SUFFIXES or name.startswith(("/", "./", "../", "~", ".\\")):
         parent = path.parent
         beside = sorted(f.name for f in parent.iterdir() if f.suffix in SUFFIXES) if parent.is_dir() else []
