@@ -535,8 +535,8 @@ def test_a_bad_file_is_refused_with_this_sentence(write, name, file, content, pr
     if rows:
         bad, total = rows
         summary = [
-            f"{file}: {bad} bad row{'s' * (bad != 1)} of {total}, so nothing was read; correct the file, or set bad "
-            "rows aside with --skip-bad-rows"
+            f"{file}: {bad} bad row{'s' * (bad != 1)} of {total}, so nothing was read; correct the file (in "
+            "training, --skip-bad-rows sets bad rows aside)"
         ]
     assert list(caught.value.problems) == problems + summary
 

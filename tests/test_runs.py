@@ -313,7 +313,7 @@ def test_two_sources_of_one_name_are_refused(run, questions):
         evaluating.evaluate(run, [str(questions), str(questions)], say=lambda line: None)
 
 
-def test_an_evaluation_of_other_data_is_never_overwritten(run, tmp_path):
+def test_an_evaluation_of_other_data_is_never_overwritten(run, tmp_path, monkeypatch):
     def write(path: str, rows) -> Path:
         file = tmp_path / path
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -333,6 +333,15 @@ def test_an_evaluation_of_other_data_is_never_overwritten(run, tmp_path):
     )
     assert evaluate(write("z/fold/test.jsonl", ROWS[:4])) == 4  # a copy
     assert evaluate(write("z/fold/test.jsonl", ROWS[:3])) == 3  # the same file, corrected
+    relative = Path("same/test.jsonl")  # from two working folders two files
+    for place, rows in (("v", ROWS[:4]), ("w", ROWS[4:6])):
+        write(f"{place}/{relative}", rows)
+    monkeypatch.chdir(tmp_path / "v")
+    assert evaluate(relative) == 4
+    monkeypatch.chdir(tmp_path / "w")
+    with pytest.raises(UserError) as caught:
+        evaluate(relative)
+    assert f"same-test: holds the evaluation of {tmp_path}/v/{relative}, and {relative} is called" in str(caught.value)
 
 
 def test_prediction_continues_where_it_stopped(run, tmp_path, monkeypatch):

@@ -107,7 +107,9 @@ def evaluate(
         (folder / "manifest.json").unlink(missing_ok=True)
         predictions.write(folder / "predictions.jsonl", rows)
         write_json(folder / "metrics.json", metrics)
-        write_manifest(folder, ["predictions.jsonl", "metrics.json"], data_sha256=questions.sha256, **facts)
+        place = str(Path(questions.path).resolve())  # the path that was given may be one from another working folder
+        written = ["predictions.jsonl", "metrics.json"]
+        write_manifest(folder, written, data_sha256=questions.sha256, data_place=place, **facts)
         results.append(metrics)
     return results
 
@@ -257,7 +259,9 @@ def _refuse_other_data(folders: Sequence[Path], sets: Sequence[data.QuestionSet]
         if not is_complete(folder) or read_manifest(folder).get("data_sha256") == questions.sha256:
             continue
         former = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["data"]["path"]
-        if Path(former).resolve() != Path(questions.path).resolve():
+        place = read_manifest(folder).get("data_place", str(Path(former).resolve()))  # older ones do not keep it
+        if place != str(Path(questions.path).resolve()):
+            former = place if former == questions.path else former
             problems.append(
                 f"{folder}: holds the evaluation of {former}, and {questions.path} is called the same; rename the "
                 "file or its folder, or delete that evaluation"

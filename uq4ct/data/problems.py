@@ -36,7 +36,7 @@ def listing(rejected: Sequence[Rejected], total: int, source: str) -> list[str]:
         *lines[:_SHOWN],
         *more,
         f"{source}: {len(rejected)} bad row{'s' * (len(rejected) != 1)} of {total}, so nothing was read; correct the "
-        "file, or set bad rows aside with --skip-bad-rows",
+        "file (in training, --skip-bad-rows sets bad rows aside)",
     ]
 
 
