@@ -192,6 +192,16 @@ def test_an_axis_sets_campaigns_below_each_other(tmp_path):
         "1.500: +0.375 (+0.000, +0.500) | 0.750 (0.500-1.000) |"
     )
     assert many == "| many | - / 50.0 | - / 12.5 | - / - | - | - | 0.750 (0.500-1.000) |"
+    head, _, few, many = axes.rivals(founds, ["home", "away", "lora", "uq4ct"])
+    assert head == (
+        "| training | accuracy %: `lora` / `uq4ct` | ECE % | ECE % with a temperature | NLL of `uq4ct+temperature` | "
+        "`away`: ECE % | NLL of `uq4ct+temperature` |"
+    )
+    assert few == (
+        "| few questions | 50.0 / 50.0 | 12.5 / 12.5 | 12.5 / 12.5 | 1.000: +0.250 (+0.000, +0.500) | "
+        "12.5 / 12.5 | 1.500: +0.125 (+0.000, +0.500) |"
+    )
+    assert many == "| many | - / 50.0 | - / 12.5 | - / - | - | - / 12.5 | - |"
     kept = tmp_path / "docs" / "study"
     kept.mkdir(parents=True)
     for name, one in zip(("few", "many"), founds, strict=True):

@@ -58,11 +58,33 @@ def grid(founds: Sequence[Json], args: Sequence[str]) -> Iterator[str]:
         rows, apart, knows = _by_task(found)
         cells = [found["title"]]
         for metric, suffix in (("accuracy", ""), ("ece", ""), ("ece", "+temperature")):
-            values = [rows.get((home, method + suffix), {}).get(metric) for method in methods]
-            cells.append(" / ".join(number(None if value is None else 100 * value, ".1f") for value in values))
+            cells.append(_of_all(rows, home, methods, metric, suffix))
         cells.append(_nll(rows, apart, (home, f"{ours}+temperature")))
         for task in shifts.split(","):
             cells += [_nll(rows, apart, (task, f"{ours}+familiarity")), _auroc(knows, (task, ours))]
+        yield f"| {' | '.join(cells)} |"
+
+
+def rivals(founds: Sequence[Json], args: Sequence[str]) -> Iterator[str]:
+    """Return one row per campaign: a task at home, one under shift, the baseline, and methods that are held against it.
+
+    Numbers with a stroke between are those of all methods. Behind a colon: the paired difference from the baseline with
+    a temperature.
+    """
+    home, shifted, *methods = args
+    names = " / ".join(f"`{method}`" for method in methods)
+    scaled = [f"NLL of `{method}+temperature`" for method in methods[1:]]
+    heads = ["training", f"accuracy %: {names}", "ECE %", "ECE % with a temperature", *scaled, f"`{shifted}`: ECE %"]
+    yield f"| {' | '.join([*heads, *scaled])} |"
+    yield "|" + "---|" * (len(heads) + len(scaled))
+    for found in founds:
+        rows, apart, _ = _by_task(found)
+        cells = [found["title"]]
+        for metric, suffix in (("accuracy", ""), ("ece", ""), ("ece", "+temperature")):
+            cells.append(_of_all(rows, home, methods, metric, suffix))
+        cells += [_nll(rows, apart, (home, f"{method}+temperature")) for method in methods[1:]]
+        cells.append(_of_all(rows, shifted, methods, "ece", ""))
+        cells += [_nll(rows, apart, (shifted, f"{method}+temperature")) for method in methods[1:]]
         yield f"| {' | '.join(cells)} |"
 
 
@@ -92,6 +114,11 @@ def _by_task(found: Json) -> tuple[dict[Key, Json], dict[Key, Json], dict[Key, J
     rows = {(row["task"], row["method"]): row for row in found["results"]}
     knows = {(row["shifted"], row["method"]): row for row in found["shift_detection"] if row["score"] == "feu"}
     return rows, _beside_the_scaled_baseline(found), knows
+
+
+def _of_all(rows: Mapping[Key, Json], task: str, methods: Sequence[str], metric: str, suffix: str) -> str:
+    values = [rows.get((task, method + suffix), {}).get(metric) for method in methods]
+    return " / ".join(number(None if value is None else 100 * value, ".1f") for value in values)
 
 
 def _nll(rows: Mapping[Key, Json], apart: Mapping[Key, Json], key: Key) -> str:

@@ -114,7 +114,7 @@ def table(place: re.Match[str], folder: Path) -> list[str] | None:
 def figures_across(page: str, folder: Path) -> Iterator[tuple[str, str]]:
     """Yield name and text of the SVG file that goes with every axis and grid, called after its first campaign."""
     for place in _PLACE.finditer(page):
-        if place["kind"] in ACROSS and (founds := _founds(place, folder)):
+        if place["kind"] in DRAWN and (founds := _founds(place, folder)):
             home, shifts, *methods = place["args"].split()
             shown = methods if place["kind"] == "axis" else methods[-1:]
             name = f"{place['campaigns'].split(',')[0]}-{place['kind']}.svg"
@@ -241,7 +241,8 @@ def _variants(found: Json, args: Sequence[str]) -> Iterator[str]:
         yield f"| `{method}` | {' | '.join([*cells[:4], *measured, cells[4]])} |"
 
 
-ACROSS = {"axis": axes.table, "grid": axes.grid}  # of several campaigns, with a figure
+DRAWN = {"axis": axes.table, "grid": axes.grid}  # of several campaigns, with a figure
+ACROSS = {**DRAWN, "rivals": axes.rivals}
 KINDS: dict[str, Callable[[Json, Sequence[str]], Iterator[str]]] = {
     "results": _results,
     "seeds": _seeds,
