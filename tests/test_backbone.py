@@ -254,6 +254,7 @@ def test_weights_of_another_shape(folder):
         ),
         ({"model_type": "albert", "architectures": None}, "albert model (no architecture named): neither a causal"),
         ({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}, "an encoder-decoder"),
+        ({"model_type": "rwkv", "architectures": ["RwkvForCausalLM"]}, "it ignores the attention mask"),
         ({"model_type": "vit", "architectures": ["ViTModel"]}, "vit model (ViTModel): neither a causal language model"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "neither a causal language model nor an encoder"),
     ],

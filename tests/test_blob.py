@@ -92,6 +92,23 @@ def test_in_training_each_question_has_one_draw_of_the_weights_for_all_of_its_to
     assert len({tuple(question.sign().flatten().tolist()) for question in off}) > 1, "and not its signs"
 
 
+def test_a_layer_that_flattens_its_tokens_has_one_draw_for_each_question_too():
+    """OPT calls its FFN's linears on (row x token, width)."""
+    config = transformers.OPTConfig(
+        vocab_size=32, hidden_size=16, ffn_dim=24, num_attention_heads=2, num_hidden_layers=1, word_embed_proj_dim=16
+    )
+    adapted = peft.LoraConfig(r=4, lora_alpha=4, target_modules=["fc1", "q_proj"])
+    model = peft.get_peft_model(transformers.OPTForCausalLM(config), adapted)
+    make_gaussian(model, 0.5)
+    layers = dict(gaussian_linears(model))
+    (flat_one,) = [layer for path, layer in layers.items() if ".fc1." in path]
+    assert [layer.flattened for layer in layers.values()].count(True) == 1
+    rows = torch.randn(2, 16)
+    flat_one.item = torch.arange(2)
+    found = flat_one.train()(rows.repeat_interleave(5, dim=0)).unflatten(0, (2, 5))
+    assert torch.equal(found, found[:, :1].expand_as(found))  # the same token in one question, five times
+
+
 def test_draws_in_training_have_the_posteriors_mean_and_spread():
     torch.manual_seed(0)
     layer = GaussianLinear(torch.nn.Linear(3, 2, bias=False, dtype=torch.float64), 0.5)

@@ -63,6 +63,10 @@ def test_all_problems_of_all_sections_come_at_once_with_their_lines(tmp_path):
         ("method: uq4ct", "run.yaml:1: section 'method' must hold options, got 'uq4ct'"),
         ("train:\n  seed: 3", "run.yaml:2: train: 'seed' is set by uq4ct itself; use output.seed"),
         (
+            "train:\n  label_smoothing_factor: 0.1",
+            "run.yaml:2: train: 'label_smoothing_factor' is set by uq4ct itself; use method label_smoothing",
+        ),
+        (
             "train:\n  max_steps: -5",
             "run.yaml:2: train.max_steps: expected 1 or more steps, or -1 for as many as num_train_epochs take, got -5",
         ),

@@ -412,3 +412,19 @@ def test_continuations_of_such_a_model_would_be_wrong(name):
     expected = whole_texts(model, EXAMPLES).choice_logits
     real = torch.isfinite(expected)
     assert not torch.allclose(found[real], expected[real], atol=1e-2)
+
+
+def test_a_question_beyond_the_original_length_leaves_the_others_their_positions():
+    """With longrope one long text turns a whole batch to the long factors."""
+    torch.manual_seed(0)
+    settings = {**GROUPED, "max_position_embeddings": 64, "original_max_position_embeddings": 16}
+    factors = {**LONG, **ROPE, "long_factor": [4.0, 8.0, 16.0, 32.0], "original_max_position_embeddings": 16, "factor": 4.0}
+    model = tf.Phi3ForCausalLM(tf.Phi3Config(**settings, rope_parameters=factors))
+    for parameter in model.parameters():
+        parameter.data.mul_(5 if parameter.dim() > 1 else 1)
+    short, long = ({"input_ids": list(range(3, end)), "choice_ids": [20, 21, 22], "answer": 0} for end in (9, 33))
+    alone, together = (score_all(model, [short, long, short], 0, size)[0] for size in (1, 3))
+    assert np.allclose(alone, together, rtol=0, atol=1e-5)
+    with torch.inference_mode():
+        mixed = score(model, collate([short, long], 0)).choice_logits
+    assert np.abs(mixed[0].numpy() - alone[0, 0]).max() > 1e-2

@@ -21,6 +21,7 @@ from uq4ct.adapters.router import Routed, record_routing, sample_routing
 from uq4ct.methods.mixlora import MixLora
 from uq4ct.methods.uq4ct import Uq4ct
 from uq4ct.scoring import collate, score, score_all
+from uq4ct.types import FeuReading
 
 ROUTINGS = ["ffn_block", "per_linear"]
 
@@ -224,8 +225,8 @@ def test_feu_is_read_over_the_tokens_that_it_was_trained_on(model):
     examples = questions(4)
     options = {"ids": [e["id"] for e in examples], "pad_token_id": 0}
     with sample_routing(model, sample=0):
-        first = score_all(model, examples, 0, 4, feu_tokens="last")[2]
+        first = score_all(model, examples, 0, 4, feu=FeuReading(tokens="last"))[2]
     with sample_routing(model, sample=1):
-        second = score_all(model, examples, 0, 4, feu_tokens="last")[2]
+        second = score_all(model, examples, 0, 4, feu=FeuReading(tokens="last"))[2]
     found = Uq4ct(router_samples=2, feu_tokens="last").predict(model, examples, **options).feu
     np.testing.assert_allclose(found, (first + second) / 2, rtol=1e-12)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ from uq4ct.manifest import CorruptFolder
 from uq4ct.posthoc.abstain import AbstainRule
 from uq4ct.runs import Run, claimed, hold
 from uq4ct.scoring import score_all
-from uq4ct.types import Prediction
+from uq4ct.types import FeuReading, Prediction
 
 ROWS = [
     {
@@ -252,14 +253,36 @@ def test_an_answer_has_probabilities_confidence_and_feu(model):
     assert answer.choice in ("ice", "iron", "salt")
 
 
-def test_feu_is_read_over_the_tokens_that_it_was_trained_on(model):
+def test_feu_is_read_as_it_was_trained(model):
+    """Over the same tokens, by the same reduction; the mass where the loss compares vectors, which are no number."""
     examples = model.encoder.encode_all(FINGERPRINT_QUESTIONS)
     kind = type(model.config.method)
     settings = {"ids": [str(i) for i in range(len(examples))], "pad_token_id": model.encoder.pad_token_id}
-    for tokens in ("prompt", "last"):
-        read = kind(feu_tokens=tokens).predict(model.model, examples, **settings).feu
-        expected = score_all(model.model, examples, model.encoder.pad_token_id, 32, feu_tokens=tokens)[2]
+    seen = set()
+    for options, reading in (
+        ({}, FeuReading("mass", "prompt")),
+        ({"feu_tokens": "last"}, FeuReading("mass", "last")),
+        ({"feu_reduction": "top1"}, FeuReading("top1", "prompt")),
+        ({"feu_reduction": "vector"}, FeuReading("mass", "prompt")),
+    ):
+        read = kind(**options).predict(model.model, examples, **settings).feu
+        expected = score_all(model.model, examples, model.encoder.pad_token_id, 32, feu=reading)[2]
         assert read.tolist() == expected.tolist()
+        seen.add(tuple(read))
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize("damage", [math.nan, math.inf])
+def test_scores_that_are_no_numbers_are_an_error_and_no_confident_answer(model, damage):
+    """As half precision that overflows gives them; the largest of NaNs would be choice A, kept by every threshold."""
+    head = model.model.get_output_embeddings().weight
+    before = head.detach().clone()
+    try:
+        head.data.mul_(damage)
+        with pytest.raises(UserError, match=r"1 of 1 questions have scores that are not finite, the first 'question'"):
+            model.predict("Which melts first?", ["ice", "iron", "salt"])
+    finally:
+        head.data.copy_(before)
 
 
 def test_batch_size_and_order_change_no_probability(model, questions):

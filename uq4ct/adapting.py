@@ -112,6 +112,7 @@ _OURS = {
     "remove_unused_columns": "the collator needs all columns",
     "eval_strategy": "a run is evaluated with uq4ct evaluate",
     "resume_from_checkpoint": "use --resume",
+    "label_smoothing_factor": "use method label_smoothing",
     "label_names": "answers are not passed as labels",
     "average_tokens_across_devices": "each loss term carries its own exact normaliser",
     "ddp_find_unused_parameters": "every adapter parameter always receives a gradient",

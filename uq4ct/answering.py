@@ -155,8 +155,11 @@ class UQModel:
         batch_size: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Prediction:
-        """Return what the method itself predicts, before its post-hoc calibration."""
-        return self.config.method.predict(
+        """Return what the method itself predicts, before its post-hoc calibration.
+
+        Raises UserError naming the questions to whose choices the model gives scores that are no finite numbers.
+        """
+        prediction = self.config.method.predict(
             self.model,
             self.encoder.encode_all(questions) if examples is None else examples,
             ids=[question.id for question in questions],
@@ -164,6 +167,13 @@ class UQModel:
             batch_size=batch_size or self.config.eval.batch_size,
             progress=progress,
         )
+        if unusable := prediction.not_finite:
+            raise UserError(
+                f"{len(unusable)} of {len(prediction.ids)} questions have scores that are not finite, the first "
+                f"'{unusable[0]}': half precision overflows in this model, or its weights are damaged; set "
+                "model.dtype to float32 or bfloat16"
+            )
+        return prediction
 
     def rows(
         self, questions: Sequence[Question], prediction: Prediction, examples: Sequence[Mapping[str, Any]] | None = None

@@ -7,6 +7,7 @@ does not hold, and ``uq4ct.scoring`` gives those a row per option.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -157,6 +158,18 @@ def _layer_types(config: Any) -> set[str]:
         others = {type(layer) for layer in DynamicCache(config=config).layers}
         named |= {kind.__name__ for kind in others - {DynamicLayer, DynamicSlidingWindowLayer}}
     return named
+
+
+def longest_by_short_factors(config: Any) -> float:
+    """Return how long a text may be and leave its batch's other rows their rotary positions: infinite but for longrope.
+
+    That has two sets of factors, and one text beyond the original length turns the whole batch to the long ones.
+    """
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    if "longrope" not in _rope_types(text):
+        return math.inf
+    original = (text.rope_parameters or {}).get("original_max_position_embeddings")
+    return original or getattr(text, "original_max_position_embeddings", None) or math.inf
 
 
 def _rope_types(config: Any) -> set[str]:

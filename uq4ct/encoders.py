@@ -52,6 +52,9 @@ def architecture_of(settings: Any, kind: Kind) -> bool:
     return any(str(name).endswith(_ENDINGS[kind]) for name in settings.architectures or ())
 
 
+_READS_PADDING = ("rwkv",)  # a recurrent state that takes in padding, too
+
+
 def kind_for(source: str, settings: Any, asked: str, fixed_choices: bool) -> Kind:
     """Choose how the model of a configuration answers; raise UserError with what it is where it cannot.
 
@@ -62,6 +65,8 @@ def kind_for(source: str, settings: Any, asked: str, fixed_choices: bool) -> Kin
     what = f"model.name: {source} is a {settings.model_type} model ({', '.join(names) or 'no architecture named'})"
     if getattr(settings, "is_encoder_decoder", False):
         raise UserError(f"{what}: an encoder-decoder; give a causal language model such as Llama, Mistral or Qwen")
+    if settings.model_type in _READS_PADDING:
+        raise UserError(f"{what}: it ignores the attention mask, and answers would hang on their batch")
     causal = _is_causal(settings, names)
     if asked == "causal" or (asked == "auto" and causal):
         if not causal:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
-from uq4ct.types import Prediction
+from uq4ct.types import AS_IN_EQ_9, FeuReading, Prediction
 
 Example = Mapping[str, Any]
 Progress = Callable[[int, int], None]  # (items done, items in all)
@@ -29,7 +29,7 @@ def score_samples(
     pad_token_id: int,
     batch_size: int,
     progress: Progress | None = None,
-    feu_tokens: Any = "prompt",
+    feu: FeuReading = AS_IN_EQ_9,
     together: bool = True,
 ) -> Prediction:
     """Score encoded questions once per sample, in the context that ``within`` makes of it.
@@ -44,9 +44,9 @@ def score_samples(
         own = part_of(progress, len(parts), len(samples))
         with within(several if len(several) > 1 else several[0]):
             if len(several) == 1:
-                parts.append(score_pass(model, examples, pad_token_id, batch_size, own, feu_tokens))
+                parts.append(score_pass(model, examples, pad_token_id, batch_size, own, feu))
                 continue
-            found = _score_copies(model, examples[0], len(several), pad_token_id, feu_tokens)
+            found = _score_copies(model, examples[0], len(several), pad_token_id, feu)
         if found is None:
             most = 1  # no memory for copies
             continue
@@ -161,16 +161,16 @@ def score_pass(
     pad_token_id: int,
     batch_size: int,
     progress: Progress | None = None,
-    feu_tokens: Any = "prompt",
+    feu: FeuReading = AS_IN_EQ_9,
 ) -> tuple:
     """Score encoded questions in one forward pass each: (logits, mask, feu, letter_mass) of ``score_all``."""
     from uq4ct.scoring import score_all
 
-    return score_all(model, examples, pad_token_id, batch_size, progress, feu_tokens)
+    return score_all(model, examples, pad_token_id, batch_size, progress, feu)
 
 
 def _score_copies(
-    model: Any, example: Example, copies: int, pad_token_id: int, feu_tokens: Any
+    model: Any, example: Example, copies: int, pad_token_id: int, feu: FeuReading
 ) -> list[tuple] | None:
     """Return what ``score_pass`` does for each of the copies of a question, or None where there is no memory for them.
 
@@ -181,7 +181,7 @@ def _score_copies(
     from uq4ct.scoring import score_all
 
     try:
-        found = score_all(model, [example] * copies, pad_token_id, copies, feu_tokens=feu_tokens, whole=True)
+        found = score_all(model, [example] * copies, pad_token_id, copies, feu=feu, whole=True)
     except torch.OutOfMemoryError:
         return None
     return [tuple(None if one is None else one[row : row + 1] for one in found) for row in range(copies)]

@@ -11,14 +11,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from uq4ct.adapters.router import LayerRouting, record_routing
-from uq4ct.continuations import option_logits, why_whole_texts
+from uq4ct.continuations import longest_by_short_factors, option_logits, why_whole_texts
 from uq4ct.encoders import Kind, has_segments, kind_of, positions_taken
 from uq4ct.errors import UserError
 from uq4ct.forward import base_of, forward
 from uq4ct.losses.balance import expert_counts
-from uq4ct.losses.calibration import FeuTokens, functional_uncertainty
+from uq4ct.losses.calibration import functional_uncertainty
 from uq4ct.losses.checks import require
 from uq4ct.losses.objective import Objective
+from uq4ct.types import AS_IN_EQ_9, FeuReading
 
 Example = Mapping[str, Any]
 Batch = dict[str, Tensor]
@@ -151,19 +152,20 @@ def score_all(
     pad_token_id: int,
     batch_size: int,
     progress: Callable[[int, int], None] | None = None,
-    feu_tokens: FeuTokens = "prompt",
+    feu: FeuReading = AS_IN_EQ_9,
     whole: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
     """Score every example in evaluation mode and return (logits, mask, feu, letter_mass) in input order.
 
     ``logits`` are (item, 1, choice) float64, ``-inf`` where ``mask`` (item, choice) is false. ``feu`` (item,) is Eq. 9,
-    a CONFIDENCE, None without a router; ``letter_mass`` (item,) is None for option texts. ``progress`` is called with
-    (done, total). ``whole`` batches are never cut. Raises UserError as ``in_batches`` does.
+    a CONFIDENCE, read as the argument says, None without a router; ``letter_mass`` (item,) is None for option texts.
+    ``progress`` is called with (done, total). ``whole`` batches are never cut. Raises UserError as ``in_batches`` does,
+    and naming the questions whose logits are no numbers.
     """
 
     def work(batch: Batch) -> list[tuple]:
         with torch.inference_mode():
-            return _score_rows(model, batch, feu_tokens)
+            return _score_rows(model, batch, feu)
 
     return _as_arrays(in_batches(model, examples, pad_token_id, batch_size, work, progress, whole))
 
@@ -186,12 +188,15 @@ def in_batches(
     check_lengths(model, examples)
     by_length = sorted(range(len(examples)), key=lambda row: -length(examples[row]))
     device, side = next(model.parameters()).device, padding_side_of(model)
+    switch = longest_by_short_factors(getattr(base_of(model), "config", None))
     done: dict[int, Row] = {}
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         while len(done) < len(examples):
             rows = by_length[len(done) : len(done) + batch_size]
+            if length(examples[rows[0]]) > switch:  # the rest would be read by other positions than alone
+                rows = [row for row in rows if length(examples[row]) > switch]
             try:
                 batch = collate([examples[row] for row in rows], pad_token_id, side)
                 found = work({name: tensor.to(device) for name, tensor in batch.items()})
@@ -353,13 +358,13 @@ def _score_by_head(model: nn.Module, batch: Mapping[str, Tensor], kind: Kind) ->
     return Scores(choice_logits, None, routing.layers, mask)
 
 
-def _score_rows(model: nn.Module, batch: Batch, feu_tokens: FeuTokens) -> list[tuple]:
+def _score_rows(model: nn.Module, batch: Batch, reading: FeuReading) -> list[tuple]:
     """Return (logits of the item's own choices, FEU or None, letter mass or None) of each example."""
     scores = score(model, batch)
     logits, unknown = scores.choice_logits.double(), [None] * len(scores.choice_logits)
     feu = mass = unknown
     if scores.routing:
-        feu = functional_uncertainty(scores.routing, scores.routing_mask, tokens=feu_tokens, item=scores.item).tolist()
+        feu = functional_uncertainty(scores.routing, scores.routing_mask, *reading, item=scores.item).tolist()
     if "option_mask" not in batch and scores.log_normalizer is not None:
         mass = (logits.logsumexp(dim=-1) - scores.log_normalizer.double()).exp().tolist()
     choices = batch["choice_mask"].sum(dim=-1).tolist()

@@ -5,8 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from string import ascii_uppercase
+from typing import Literal, NamedTuple
 
 import numpy as np
+
+FeuTokens = Literal["prompt", "last"]
+
+
+class FeuReading(NamedTuple):
+    """Which number of the router's kept probabilities FEU is (Eq. 9), and at which tokens it is read."""
+
+    reduction: Literal["mass", "top1"] = "mass"
+    tokens: FeuTokens = "prompt"
+
+
+AS_IN_EQ_9 = FeuReading()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +80,12 @@ class Prediction:
             raise ValueError(f"{len(self.ids)} ids, logits {self.logits.shape} and mask {self.mask.shape} do not fit")
         if not np.isneginf(self.logits[~np.broadcast_to(self.mask[:, None], self.logits.shape)]).all():
             raise ValueError("logits of choices that an item does not have must be -inf")
+
+    @property
+    def not_finite(self) -> list[str]:
+        """Ids of the items with a choice whose logit is NaN or infinite, in any sample: they have no distribution."""
+        wrong = ~np.isfinite(self.logits) & self.mask[:, None]
+        return [name for name, row in zip(self.ids, wrong.any(axis=(1, 2)), strict=True) if row]
 
     @cached_property
     def log_probs(self) -> np.ndarray:

@@ -12,9 +12,9 @@ from torch import Tensor
 from uq4ct.adapters.router import LayerRouting
 from uq4ct.losses.answer import Reduction, reduce
 from uq4ct.losses.checks import require
+from uq4ct.types import FeuTokens
 
 FeuReduction = Literal["mass", "top1", "vector"]
-FeuTokens = Literal["prompt", "last"]
 Schedule = Literal["constant", "incremental"]
 Target = Literal["indicator", "probability", "mixture", "shuffled"]
 

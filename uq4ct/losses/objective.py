@@ -15,7 +15,6 @@ from uq4ct.losses.answer import answer_loss, is_correct
 from uq4ct.losses.balance import BalanceCounts, BalanceProbabilities, BalanceScope, SumOverRanks, balance_loss
 from uq4ct.losses.calibration import (
     FeuReduction,
-    FeuTokens,
     Schedule,
     Target,
     calibration_loss,
@@ -23,6 +22,7 @@ from uq4ct.losses.calibration import (
     mixture_loss,
     schedule,
 )
+from uq4ct.types import FeuTokens
 
 AnswerLoss = Literal["choices", "vocabulary"]
 Calibrated = Literal["feu", "confidence"]
@@ -34,7 +34,7 @@ class Terms(NamedTuple):
     """The terms of Eq. 11 for one batch, each example by itself, so that the caller can normalise them exactly.
 
     ``feu`` and ``balance`` are None for a model without a router, ``calibration`` too unless it is of the answer's
-    confidence. ``feu`` is always a number in [k/N, 1], large means certain, also where the loss compares vectors.
+    confidence. ``feu`` is always a number, large means certain: where the loss compares vectors, their mass.
     ``answer`` includes label smoothing.
     """
 

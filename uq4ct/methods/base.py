@@ -12,7 +12,7 @@ from uq4ct.adapting import Bench, Example, load_adapter, train_adapter
 from uq4ct.encoders import kind_of
 from uq4ct.errors import UserError
 from uq4ct.passes import Progress, part_of, score_pass, score_samples, stack
-from uq4ct.types import Prediction
+from uq4ct.types import FeuReading, Prediction
 
 if TYPE_CHECKING:
     from uq4ct.losses.objective import Objective
@@ -157,11 +157,13 @@ class Method(BaseModel):
         progress: Progress | None = None,
     ) -> Prediction:
         """Score encoded questions in one forward pass each; results do not depend on batch size or order."""
-        return stack([score_pass(model, examples, pad_token_id, batch_size, progress, self._read_feu_over)], ids)
+        return stack([score_pass(model, examples, pad_token_id, batch_size, progress, self._feu_reading)], ids)
 
     @property
-    def _read_feu_over(self) -> Any:
-        return getattr(self, "feu_tokens", "prompt")  # FEU is read where it was trained, if it was
+    def _feu_reading(self) -> FeuReading:
+        """FEU is read as it was trained, if it was; where the loss compared vectors, which are no number, as mass."""
+        reduction = getattr(self, "feu_reduction", "mass")
+        return FeuReading("mass" if reduction == "vector" else reduction, getattr(self, "feu_tokens", "prompt"))
 
     def adapter_config(self, model: Any) -> Any:
         """Return the PEFT configuration of this method's adapter for a base model."""
@@ -386,7 +388,7 @@ class MixtureMethod(Method):
             pad_token_id=pad_token_id,
             batch_size=batch_size,
             progress=progress,
-            feu_tokens=self._read_feu_over,
+            feu=self._feu_reading,
         )
 
     def adapter_config(self, model: Any) -> Any:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.trainer_utils import TrainOutput
 
+from uq4ct.adapters.sites import flattens_tokens
 from uq4ct.scoring import items_of_rows
 from uq4ct.training import CalibratedTrainer
 from uq4ct.variational.posterior import save_stds, saved_name
@@ -25,12 +26,13 @@ class GaussianLinear(nn.Linear):
     ``root_std`` starts uniform in [epsilon / sqrt 2, epsilon]. PEFT saves and loads both tensors.
     """
 
-    def __init__(self, mean: nn.Linear, epsilon: float):
+    def __init__(self, mean: nn.Linear, epsilon: float, flattened: bool = False):
         super().__init__(mean.in_features, mean.out_features, bias=False, device="meta")
         self.weight = mean.weight
         root_std = torch.empty_like(mean.weight).uniform_(epsilon / math.sqrt(2), epsilon)
         self.root_std = nn.Parameter(root_std, requires_grad=mean.weight.requires_grad)
-        self.item: Tensor | None = None  # the question of each row of the input, where a question has several
+        self.item: Tensor | None = None  # the question of each row of the batch; without it each row is one
+        self.flattened = flattened  # the input is (row x token, in)
 
     def forward(self, input: Tensor) -> Tensor:
         """Return A x for (row, ..., in), of shape (row, ..., rank)."""
@@ -39,13 +41,21 @@ class GaussianLinear(nn.Linear):
             return mean
         noise = self.root_std**2 * torch.randn_like(self.weight)
         ones = [1] * (input.dim() - 2)
-        item = self.item if self.item is not None and len(self.item) == len(input) else None
+        item = self._item_of(input)
         questions = len(input) if item is None else int(item[-1]) + 1
         of_input = _signs(input, questions, *ones, self.in_features)
         of_output = _signs(input, questions, *ones, self.out_features)
         if item is not None:
             of_input, of_output = of_input[item], of_output[item]
         return mean + nn.functional.linear(input * of_input, noise) * of_output
+
+    def _item_of(self, input: Tensor) -> Tensor | None:
+        """Return the question of each of the input's first dimension, or None where each is one."""
+        if self.item is None:
+            return None
+        if self.flattened:
+            return self.item.repeat_interleave(len(input) // len(self.item))
+        return self.item if len(self.item) == len(input) else None
 
 
 def _signs(like: Tensor, *shape: int) -> Tensor:
@@ -70,7 +80,8 @@ def make_gaussian(model: nn.Module, epsilon: float) -> None:
     """Give every A of a PEFT model's adapter "default" a standard deviation; the base and B are not touched."""
     for path, module in list(model.named_modules()):
         if path.endswith("lora_A.default"):
-            model.set_submodule(path, GaussianLinear(cast(nn.Linear, module), epsilon))
+            layer = model.get_submodule(path.rsplit(".", 3)[0])  # of the linear that is adapted
+            model.set_submodule(path, GaussianLinear(cast(nn.Linear, module), epsilon, flattens_tokens(layer)))
 
 
 def take_stds(model: nn.Module) -> dict[str, Tensor]:
@@ -115,6 +126,8 @@ class BackpropTrainer(CalibratedTrainer):
     def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **options: Any) -> Any:
         """Return this micro-batch's part of the loss; all rows of a question meet the same draw."""
         item = items_of_rows(model, inputs)
+        if item is None:
+            item = torch.arange(len(inputs["input_ids"]), device=inputs["input_ids"].device)
         for _, layer in gaussian_linears(model):
             layer.item = item
         return super().compute_loss(model, inputs, *args, **options)
