@@ -66,7 +66,10 @@ def kind_for(source: str, settings: Any, asked: str, fixed_choices: bool) -> Kin
     if getattr(settings, "is_encoder_decoder", False):
         raise UserError(f"{what}: an encoder-decoder; give a causal language model such as Llama, Mistral or Qwen")
     if settings.model_type in _READS_PADDING:
-        raise UserError(f"{what}: it ignores the attention mask, and answers would hang on their batch")
+        raise UserError(
+            f"{what}: it ignores the attention mask, and answers would hang on their batch; give another causal "
+            "language model such as Llama, Mistral or Qwen"
+        )
     causal = _is_causal(settings, names)
     if asked == "causal" or (asked == "auto" and causal):
         if not causal:
