@@ -10,7 +10,9 @@ from torch import nn
 
 from uq4ct.adapters import AdapterError, MixLoraConfig, linear_targets, record_routing
 from uq4ct.adapters.layers import FfnMixture, InLayerFfn, LoraLinear, MixtureLinear
+from uq4ct.adapters.placement import lora_linears
 from uq4ct.adapters.sites import FfnSite, find_ffn_sites, probe
+from uq4ct.methods import find
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:transformers.*")
 
@@ -20,6 +22,10 @@ SIZES = {**HEADS, "hidden_size": 16, "intermediate_size": 24}
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 GROUPED = {**SIZES, "num_key_value_heads": 1}
 GATED = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj"
+GEMMA3 = {**GROUPED, "head_dim": 8, **TOKENS}
+VISION = {**HEADS, "num_hidden_layers": 3, "hidden_size": 16, "intermediate_size": 24, "image_size": 28, "patch_size": 14}
+# q, k and v have the same names in the layers of the vision tower, so that only their paths are unambiguous
+SHARED = [f"model.language_model.layers.{layer}.self_attn.{name}_proj" for layer in range(2) for name in "qkv"]
 
 FAMILIES = {
     "llama": (lambda: tf.LlamaForCausalLM(tf.LlamaConfig(**GROUPED, mlp_bias=True)), GATED),
@@ -28,7 +34,13 @@ FAMILIES = {
     "qwen3": (lambda: tf.Qwen3ForCausalLM(tf.Qwen3Config(**GROUPED, head_dim=8)), GATED),
     "gemma": (lambda: tf.GemmaForCausalLM(tf.GemmaConfig(**GROUPED, head_dim=8, **TOKENS)), GATED),
     "gemma2": (lambda: tf.Gemma2ForCausalLM(tf.Gemma2Config(**GROUPED, head_dim=8, **TOKENS)), GATED),
-    "gemma3": (lambda: tf.Gemma3ForCausalLM(tf.Gemma3TextConfig(**GROUPED, head_dim=8, **TOKENS)), GATED),
+    "gemma3": (lambda: tf.Gemma3ForCausalLM(tf.Gemma3TextConfig(**GEMMA3)), GATED),
+    "gemma3-multimodal": (
+        lambda: tf.AutoModelForCausalLM.from_config(
+            tf.Gemma3Config(text_config=GEMMA3, vision_config=VISION, mm_tokens_per_image=4)
+        ),
+        " ".join(["o_proj gate_proj up_proj down_proj", *SHARED]),
+    ),
     "phi3": (
         lambda: tf.Phi3ForCausalLM(tf.Phi3Config(**GROUPED, **TOKENS)),
         "qkv_proj o_proj gate_up_proj down_proj",
@@ -75,9 +87,8 @@ def test_a_family_trains_saves_and_loads(family, routing, tmp_path):
     model = adapt(build(family), routing=routing)
     assert model.peft_config["default"].target_modules == sorted(FAMILIES[family][1].split())
     mixtures = [module for module in model.modules() if isinstance(module, (FfnMixture, MixtureLinear))]
-    assert len(mixtures) == (
-        2 if routing == "ffn_block" else 2 * len(FAMILIES[family][1].split()) + (family == "gpt2") * 2
-    )
+    linears = sum(1 if ".layers." in name else 2 for name in FAMILIES[family][1].split()) + (family == "gpt2") * 2
+    assert len(mixtures) == (2 if routing == "ffn_block" else linears)
 
     with record_routing(model) as record:
         output = model(input_ids=IDS, labels=IDS)
@@ -104,6 +115,27 @@ def test_a_family_trains_saves_and_loads(family, routing, tmp_path):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_plain_lora_can_take_the_same_linears(family):
     assert linear_targets(build(family)) == sorted(FAMILIES[family][1].split())
+
+
+@pytest.mark.parametrize("method", ["lora", "blob", "ivon", "laplace"])
+def test_a_vision_tower_is_neither_adapted_nor_counted(method):
+    """Nothing of it sees text: a LoRA there is never trained, and takes from the rank that matches the mixture."""
+    multimodal, text = build("gemma3-multimodal"), build("gemma3")
+    assert len(lora_linears(multimodal)) == len(lora_linears(text)) == 2 * 7
+    for options in ({}, {"target_modules": ("q_proj", "v_proj")}):
+        fitted = find(method)(**options)
+        assert fitted.matched_rank(multimodal) == fitted.matched_rank(text)
+        assert fitted.notes(multimodal) == fitted.notes(text)
+        shapes = lora_linears(multimodal, fitted.target_modules)
+        model = get_peft_model(build("gemma3-multimodal"), fitted.adapter_config(multimodal))
+        adapted = {name for name, module in model.get_base_model().named_modules() if hasattr(module, "lora_A")}
+        assert adapted == set(shapes)
+        assert all(path.startswith("model.language_model.layers.") for path in adapted)
+
+
+def test_a_target_outside_the_text_model_is_refused():
+    with pytest.raises(AdapterError, match=r"'out_proj' lies outside the text model, e\.g\. model\.vision_tower"):
+        find("lora")(rank=2, target_modules=("out_proj",)).adapter_config(build("gemma3-multimodal"))
 
 
 @pytest.mark.parametrize("mixing", ["rescaled", "raw"])

@@ -124,6 +124,15 @@ def layer_index(path: str) -> int | None:
     return int(match["index"]) if match else None
 
 
+def outside_text(path: str) -> bool:
+    """Tell whether a path leads into another part of a multimodal model than its text model, such as a vision tower.
+
+    >>> outside_text("model.vision_tower.encoder.layers.0.mlp.fc1"), outside_text("model.language_model.layers.0.mlp")
+    (True, False)
+    """
+    return _NOT_TEXT.search(path) is not None
+
+
 def linears(modules: Mapping[str, nn.Module]) -> dict[str, tuple[int, int]]:
     """Return path -> (in, out) of every linear inside a numbered layer of the text model, in the model's order.
 
@@ -132,7 +141,7 @@ def linears(modules: Mapping[str, nn.Module]) -> dict[str, tuple[int, int]]:
     features = {
         path: linear_features(module)
         for path, module in modules.items()
-        if layer_index(path) is not None and not _NOT_TEXT.search(path) and not reads_positions(path, modules)
+        if layer_index(path) is not None and not outside_text(path) and not reads_positions(path, modules)
     }
     return {path: shape for path, shape in features.items() if shape is not None}
 
@@ -150,7 +159,7 @@ def find_ffn_sites(modules: Mapping[str, nn.Module], named: Mapping[str, str] | 
     for path, module in modules.items():
         match = _LAYER.match(path)
         is_layer = bool(re.search(r"(^|\.)\d+$", path))
-        if _NOT_TEXT.search(path) or not (is_layer or (match and "." not in match["rest"])):
+        if outside_text(path) or not (is_layer or (match and "." not in match["rest"])):
             continue  # one level below a layer only: the shared expert of a real mixture model is not the layer's FFN
         if is_layer and type(module).__name__ in _LAYERS_OF_TWO_PARTS:
             activation = "intermediate.intermediate_act_fn"

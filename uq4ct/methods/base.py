@@ -213,6 +213,7 @@ class LoraMethod(Method):
         from peft import LoraConfig
 
         from uq4ct.adapters import linear_targets
+        from uq4ct.adapters.placement import lora_targets
 
         leaves = {path.rpartition(".")[2] for path, _ in model.named_modules()}
         if absent := [name for name in self.target_modules or () if name.rpartition(".")[2] not in leaves]:
@@ -227,7 +228,7 @@ class LoraMethod(Method):
             lora_alpha=self.alpha or 2 * rank,  # type: ignore[arg-type]  # any number works
             lora_dropout=self.dropout,
             use_rslora=self.rslora,
-            target_modules=list(self.target_modules or linear_targets(model)),
+            target_modules=lora_targets(model, self.target_modules) if self.target_modules else linear_targets(model),
         )
 
     def objective(self) -> Objective:
