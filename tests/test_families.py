@@ -297,6 +297,72 @@ def test_the_vision_tower_of_a_multimodal_model_is_left_alone():
     assert [site.module for site in find_ffn_sites({**modules, **text})] == ["model.language_model.layers.0.mlp"]
 
 
+SPARSE = {
+    "qwen3_moe": (
+        lambda: tf.Qwen3MoeConfig(
+            **{**GROUPED, "num_hidden_layers": 4}, head_dim=8, moe_intermediate_size=8, num_experts=4,
+            num_experts_per_tok=2, mlp_only_layers=[0]
+        ),
+        1,
+    ),
+    "deepseek_v3": (
+        lambda: tf.DeepseekV3Config(
+            **{**SIZES, "num_hidden_layers": 9}, num_key_value_heads=2, moe_intermediate_size=8, n_routed_experts=4,
+            num_experts_per_tok=2, first_k_dense_replace=2, n_group=1, topk_group=1, q_lora_rank=8, kv_lora_rank=8,
+            qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=8,
+        ),
+        2,
+    ),
+}  # fmt: skip
+
+
+def sparse(family: str) -> nn.Module:
+    torch.manual_seed(0)
+    return tf.AutoModelForCausalLM.from_config(SPARSE[family][0]()).eval()
+
+
+@pytest.mark.parametrize("method", ["uq4ct", "lora"])
+def test_layers_without_a_known_ffn_are_refused_by_name(method):
+    """A router on the others alone would pass for all: FEU and its losses would be of one layer of four."""
+    with pytest.raises(AdapterError) as caught:
+        find(method)().check(sparse("qwen3_moe"))
+    message = str(caught.value)
+    assert "3 of 4 layers have none of a known structure: model.layers.1, model.layers.2, model.layers.3. " in message
+    assert "ffn_sites={'gate': 'mlp.gate_proj', 'up': 'mlp.up_proj', 'down': 'mlp.down_proj', " in message
+    assert "'activation': 'mlp.act_fn'}, as in model.layers.0, puts routers on" in message
+    with pytest.raises(AdapterError, match=r"7 of 9 .*: model\.layers\.2, .*4, \.\.\., model\.layers\.8\. "):
+        find(method)().check(sparse("deepseek_v3"))
+    way_out = {"rank": 2, "target_modules": ("q_proj", "o_proj")} if method == "lora" else {"routing": "per_linear"}
+    find(method)(**way_out).check(sparse("qwen3_moe"))
+
+
+@pytest.mark.parametrize("family", SPARSE)
+def test_where_the_sites_are_named_some_layers_may_go_without_a_router_and_the_user_is_told(family):
+    parts = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj", "activation": "act_fn"}
+    sites = {role: f"mlp.{name}" for role, name in parts.items()}
+    method, base, routed = find("uq4ct")(rank=2, num_experts=4, ffn_sites=sites), sparse(family), SPARSE[family][1]
+    layers = len(base.model.layers)
+    assert method.notes(base) == [f"uq4ct: routers on {routed} of {layers} layers; FEU is the mean over those"]
+    plain = base(input_ids=IDS).logits
+    model = get_peft_model(base, method.adapter_config(base)).eval()
+    assert sum(isinstance(module, FfnMixture) for module in model.modules()) == routed
+    torch.testing.assert_close(model(input_ids=IDS).logits, plain)
+    assert method.options()["ffn_sites"] == sites
+    assert find("uq4ct").model_validate(method.options()) == method
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_layer_of_a_known_family_has_a_router_and_nothing_is_said(family):
+    for routing in ("ffn_block", "per_linear"):
+        assert find("uq4ct")(routing=routing).notes(build(family)) == []
+
+
+def test_an_ffn_named_by_the_parts_of_a_vision_tower_s_is_not_there():
+    named = {"up": "mlp.fc1", "down": "mlp.fc2", "activation": "mlp.activation_fn"}
+    with pytest.raises(AdapterError, match=r"no layer holds all of mlp\.fc1, mlp\.fc2"):
+        get_peft_model(build("gemma3-multimodal"), MixLoraConfig(ffn_sites=named))
+
+
 def test_the_shared_expert_of_a_real_mixture_model_is_not_taken_for_the_ffn():
     with pytest.raises(AdapterError, match="no known structure"):
         find_ffn_sites({f"model.layers.0.mlp.shared_expert{name}": module for name, module in _mlp_modules()})

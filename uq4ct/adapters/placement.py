@@ -15,6 +15,8 @@ from uq4ct.adapters.sites import (
     Role,
     find_ffn_sites,
     layer_index,
+    layers_beside,
+    layers_without,
     linear_features,
     linears,
     outside_text,
@@ -237,3 +239,14 @@ def mixture_parameters(model: nn.Module, routing: Routing, num_experts: int, ran
         total += placement.num_experts * rank * sum(map(sum, shapes))
         total += 0 if placement.kind == "lora" else placement.num_experts * shapes[0][0]
     return total
+
+
+def routed_layers(
+    model: nn.Module, routing: Routing, targets: Targets, ffn_sites: Mapping[str, str] | None = None
+) -> tuple[int, int]:
+    """Count the layers that get a router, and those there are: FEU is a mean over the former."""
+    modules = dict(model.named_modules())
+    placements, _ = place(modules, routing, targets, 1, ffn_sites)
+    routed = [path for path, placement in placements.items() if placement.kind != "lora"]
+    layers = len(layers_beside(modules, routed))
+    return layers - len(layers_without(modules, routed)), layers

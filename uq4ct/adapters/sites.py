@@ -7,7 +7,7 @@ fuses two of them, GPT-2 has Conv1D, OPT's two linears lie in the decoder layer 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -82,6 +82,7 @@ _READ_POSITIONS = {
 }
 _NOT_TEXT = re.compile(r"(^|[._])(vision|visual|image|audio|speech)([._]|$)")
 _LAYER = re.compile(r"^(?P<layer>(?:.*?\.)?(?P<index>\d+))\.(?P<rest>.+)$")
+_OUTERMOST = re.compile(r"^((?:.*?\.)?\d+)(?:\.|$)")
 
 
 def linear_features(module: Any) -> tuple[int, int] | None:
@@ -150,8 +151,9 @@ def find_ffn_sites(modules: Mapping[str, nn.Module], named: Mapping[str, str] | 
     """Find the feed-forward network of every layer, by structure or as ``named`` in the configuration.
 
     ``named`` gives names relative to a layer, for example ``{"gate": "mlp.w1", "up": "mlp.w3", "down": "mlp.w2",
-    "activation": "mlp.act"}``; the activation may also be a name such as ``"silu"``. Raises AdapterError that lists
-    the linears found when there is none.
+    "activation": "mlp.act"}``; the activation may also be a name such as ``"silu"``; layers without these parts have no
+    site then. Raises AdapterError that lists the linears found when there is none, and the layers without one where
+    sites are found by structure: FEU and the losses would silently be those of the other layers.
     """
     if named:
         return _named_sites(modules, named)
@@ -178,6 +180,8 @@ def find_ffn_sites(modules: Mapping[str, nn.Module], named: Mapping[str, str] | 
             sites.append(FfnSite(path, kind, projections, activation, dropout, in_layer=is_layer))
     if not sites:
         raise AdapterError(_unknown_architecture(modules))
+    if without := layers_without(modules, [site.module for site in sites]):
+        raise AdapterError(_unknown_layers(modules, sites[0], without))
     if chunked := next((site for site in sites if getattr(modules[site.module], "chunk_size_feed_forward", 0)), None):
         raise AdapterError(
             f"{chunked.module}: chunk_size_feed_forward cuts the tokens of the FFN into parts, and a router must see "
@@ -193,6 +197,43 @@ def _unknown_architecture(modules: Mapping[str, nn.Module]) -> str:
         "'up': 'mlp.w3', 'down': 'mlp.w2', 'activation': 'silu'} (without 'gate' for a two-layer FFN, 'gate_up' for a "
         "fused one), or use routing='per_linear', which works on any linear."
     )
+
+
+def _unknown_layers(modules: Mapping[str, nn.Module], site: FfnSite, without: list[str]) -> str:
+    total = len(layers_beside(modules, [site.module]))
+    shown = without if len(without) < 6 else [*without[:3], "...", without[-1]]
+    layer = _layer_of(site.module)
+    prefix = f"{site.module}.".removeprefix(f"{layer}.")
+    named = {role: prefix + name for role, name in (*site.projections, ("activation", site.activation))}
+    return (
+        f"routing='ffn_block' needs the feed-forward network of every layer, and {len(without)} of {total} layers have "
+        f"none of a known structure: {', '.join(shown)}. Name the FFN's parts relative to a layer; ffn_sites={named}, "
+        f"as in {layer}, puts routers on the layers that have these parts alone, and FEU is the mean over those. Or "
+        "use routing='per_linear', which works on any linear; a plain LoRA needs target_modules and a rank."
+    )
+
+
+def layers_beside(modules: Mapping[str, nn.Module], paths: Iterable[str]) -> list[str]:
+    """Return the layers that the given paths lie in and all others of the same stacks, in the model's order.
+
+    >>> layers_beside(dict.fromkeys(["h.0", "h.1", "h.1.mlp.experts.0", "vision.0"], nn.Identity()), ["h.0.mlp"])
+    ['h.0', 'h.1']
+    """
+    stacks = {_layer_of(path).rpartition(".")[0] for path in paths}
+    return [path for path in modules if path == _layer_of(path) and path.rpartition(".")[0] in stacks]
+
+
+def layers_without(modules: Mapping[str, nn.Module], paths: Iterable[str]) -> list[str]:
+    """Return the layers of the same stacks that none of the paths lies in."""
+    paths = list(paths)
+    covered = {_layer_of(path) for path in paths}
+    return [layer for layer in layers_beside(modules, paths) if layer not in covered]
+
+
+def _layer_of(path: str) -> str:
+    """Return the path of the outermost numbered layer that a path leads to or into, or an empty string."""
+    match = _OUTERMOST.match(path)
+    return match[1] if match else ""
 
 
 def _listing(modules: Mapping[str, nn.Module]) -> str:
@@ -228,7 +269,9 @@ def _named_sites(modules: Mapping[str, nn.Module], named: Mapping[str, str]) -> 
     parent = _common_parent([named[role] for role in roles])
     sites = []
     for path in modules:
-        if not (re.search(r"(^|\.)\d+$", path) and all(f"{path}.{named[role]}" in modules for role in roles)):
+        if outside_text(path) or not re.search(r"(^|\.)\d+$", path):
+            continue
+        if not all(f"{path}.{named[role]}" in modules for role in roles):
             continue
         module = f"{path}.{parent}" if parent else path
         names: tuple[tuple[Role, str], ...] = tuple((role, named[role].removeprefix(f"{parent}.")) for role in roles)
