@@ -266,6 +266,105 @@ def test_per_linear_works_on_any_architecture():
     assert len(record.layers) == 4
 
 
+class OwnLinears(nn.Module):
+    """A layer that holds the two linears of its FFN itself and may scale what lies between them."""
+
+    def __init__(self, scale: float = 1.0):
+        super().__init__()
+        self.norm, self.fc1, self.fc2, self.act = nn.LayerNorm(8), nn.Linear(8, 16), nn.Linear(16, 8), nn.GELU()
+        self.scale, self.dropout = scale, nn.Dropout(0.5)
+
+    def forward(self, x):
+        return x + self.dropout(self.fc2(self.scale * self.act(self.fc1(self.norm(x)))))
+
+
+class OwnFfn(nn.Module):
+    """A layer around an ``OddFfn``."""
+
+    def __init__(self, residual: bool = False):
+        super().__init__()
+        self.mlp = OddFfn(residual)
+
+    def forward(self, x):
+        return x + self.mlp(x)
+
+
+class OddDecoder(nn.Module):
+    def __init__(self, *layers: nn.Module):
+        super().__init__()
+        self.embed, self.layers, self.head = nn.Embedding(10, 8), nn.ModuleList(layers), nn.Linear(8, 10)
+
+    def forward(self, input_ids):
+        x = self.embed(input_ids)
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x)
+
+
+IN_LAYER = {"up": "fc1", "down": "fc2", "activation": "act"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_layer_that_does_more_between_its_own_linears_is_refused_and_left_as_it_was(dtype):
+    torch.manual_seed(0)
+    base = OddDecoder(OwnLinears(), OwnLinears(scale=4.0)).to(dtype)
+    names, plain = list(base.state_dict()), base.eval()(IDS)
+    base.layers[0].train()
+    flags = [module.training for module in base.modules()]
+    with pytest.raises(AdapterError, match=r"does not hold here: outputs differ by .* where the largest is"):
+        get_peft_model(base, MixLoraConfig(r=2, ffn_sites=IN_LAYER))
+    assert [module.training for module in base.modules()] == flags
+    assert list(base.state_dict()) == names
+    assert torch.equal(base.eval()(IDS), plain)
+
+
+@pytest.mark.parametrize("mixing", ["rescaled", "raw"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_layer_whose_own_linears_are_an_ffn_is_adapted_and_its_flags_are_kept(dtype, mixing):
+    torch.manual_seed(0)
+    base = OddDecoder(OwnLinears(), OwnLinears()).to(dtype).train()
+    base.layers[0].eval()
+    model = get_peft_model(base, MixLoraConfig(r=2, ffn_sites=IN_LAYER, lora_dropout=0.0, mixing=mixing))
+    assert sum(isinstance(module, InLayerFfn) for module in model.modules()) == 2
+    assert [(layer.training, layer.dropout.training) for layer in base.layers] == [(False, False), (True, True)]
+    with model.disable_adapter():
+        expected = model.eval()(IDS)
+    torch.testing.assert_close(model(IDS), expected)
+
+
+def test_every_layer_of_a_named_ffn_is_looked_at_and_not_the_first_alone():
+    with pytest.raises(AdapterError, match=r"layers\.1\.mlp .*outputs differ"):
+        get_peft_model(OddDecoder(OwnFfn(), OwnFfn(residual=True)), MixLoraConfig(ffn_sites=NAMED))
+    get_peft_model(OddDecoder(OwnFfn(), OwnFfn()), MixLoraConfig(ffn_sites=NAMED))
+
+
+def test_linears_of_the_layer_itself_are_not_adapted_unseen():
+    """There is no token to try; on the meta device there is nothing to compute with, and nothing to train either."""
+    unseen = nn.Sequential(OwnLinears(), nn.Linear(8, 3))
+    with pytest.raises(AdapterError, match="has no embedding of tokens"):
+        get_peft_model(unseen, MixLoraConfig(ffn_sites=IN_LAYER))
+    with torch.device("meta"):
+        model = get_peft_model(OddDecoder(OwnLinears(scale=4.0)), MixLoraConfig(ffn_sites=IN_LAYER))
+    assert any(isinstance(module, InLayerFfn) for module in model.modules())
+
+
+BY_HAND = {
+    "opt": {"up": "fc1", "down": "fc2", "activation": "activation_fn"},
+    "llama": {"gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj", "activation": "silu"},
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("family", BY_HAND)
+def test_a_known_family_named_by_hand_passes_in_every_dtype(family, dtype, tmp_path):
+    base = build(family).to(dtype).train()
+    model = get_peft_model(base, MixLoraConfig(r=2, num_experts=4, ffn_sites=BY_HAND[family], task_type="CAUSAL_LM"))
+    assert all(module.training for module in base.modules())
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(build(family).to(dtype), tmp_path)
+    assert torch.equal(loaded.eval()(input_ids=IDS).logits, model.eval()(input_ids=IDS).logits)
+
+
 @pytest.mark.parametrize("wrong", [{"activation": "gelu"}, {"gate": "mlp.w3", "up": "mlp.w1"}])
 def test_a_wrongly_named_ffn_is_noticed_before_training(wrong):
     with pytest.raises(AdapterError, match="does not compute one"):

@@ -7,7 +7,8 @@ fuses two of them, GPT-2 has Conv1D, OPT's two linears lie in the decoder layer 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -338,6 +339,20 @@ def output_dropout(module: nn.Module, site: FfnSite, y: torch.Tensor) -> torch.T
     return y if site.dropout is None else part(module, site.dropout)(y)
 
 
+@contextmanager
+def undisturbed(module: nn.Module) -> Iterator[None]:
+    """Compute with a module for a look, without gradients: random numbers and every training flag come back."""
+    was_training = {m: m.training for m in module.modules()}
+    on_gpu = any(parameter.device.type == "cuda" for parameter in module.parameters())
+    devices = list(range(torch.cuda.device_count())) if on_gpu else []
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            yield
+    finally:
+        for m, training in was_training.items():
+            m.training = training
+
+
 def probe(module: nn.Module, site: FfnSite) -> None:
     """Check on random numbers that the FFN computes what the site says, dropout included; raise AdapterError if not.
 
@@ -352,10 +367,8 @@ def probe(module: nn.Module, site: FfnSite) -> None:
     if width is None or floating is None:
         return
     x = torch.randn(1, 2, width[1], generator=torch.Generator().manual_seed(0)).to(floating.device, floating.dtype)
-    was_training = {m: m.training for m in module.modules()}
-    devices = list(range(torch.cuda.device_count())) if floating.device.type == "cuda" else []
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices):
+        with undisturbed(module):
             module.train()
             torch.manual_seed(0)
             expected = module(x)
@@ -365,9 +378,6 @@ def probe(module: nn.Module, site: FfnSite) -> None:
             found = output_dropout(module, site, found)
     except (TypeError, RuntimeError) as error:
         raise AdapterError(_not_this_function(module, site, str(error))) from error
-    finally:
-        for m, training in was_training.items():
-            m.training = training
     if not isinstance(expected, torch.Tensor) or expected.shape != found.shape:
         raise AdapterError(_not_this_function(module, site, "its output has another form"))
     difference = (expected - found).abs().max().item()
