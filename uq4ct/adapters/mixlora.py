@@ -29,6 +29,7 @@ from uq4ct.adapters.layers import (
     MixtureLinear,
 )
 from uq4ct.adapters.placement import Placement, place
+from uq4ct.adapters.same_function import changed, on_tokens
 from uq4ct.adapters.sites import AdapterError, ffn_sites_problems, flattens_tokens, linear_features, probe
 from uq4ct.errors import Note
 
@@ -207,9 +208,29 @@ class MixLoraModel(BaseTuner):
         self._placements, peft_config.target_modules = place(
             modules, routing, peft_config.target_modules, peft_config.num_experts, peft_config.ffn_sites, held
         )
-        first = next((p.site for p in self._placements.values() if p.site is not None), None)
-        if first is not None and not held:
-            probe(modules[first.module], first)
+        sites = [placement.site for placement in self._placements.values() if placement.site is not None]
+        if not held:
+            for site in sites if peft_config.ffn_sites else sites[:1]:
+                probe(modules[site.module], site)
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Inject; take it back and raise AdapterError where FFNs that the user named were something else.
+
+        With deltas of zero the whole model has to compute what it did, and only that tells for a layer which does more
+        between two linears of its own: ``probe`` cannot look into it.
+        """
+        config: Any = self.peft_config[adapter_name]
+        named = config.routing == "ffn_block" and config.ffn_sites and not _ffn_mixtures(model)
+        before = on_tokens(model) if named else ""
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        in_layer = any(isinstance(mixture.base_layer, InLayerFfn) for mixture in _ffn_mixtures(model))
+        if named and (problem := changed(model, before, needed=in_layer)):
+            self.unload()
+            raise AdapterError(
+                "ffn_sites: with an adapter that is still zero a few tokens have to give what the base model gives, "
+                f"and that does not hold here: {problem}. The layers may do more than an FFN of these parts; use "
+                "routing='per_linear', which adapts its linears one by one"
+            )
 
     def _check_target_module_exists(self, peft_config: Any, key: str) -> bool:  # type: ignore[override]
         return key in self._placements

@@ -9,7 +9,18 @@ from typing import Literal
 
 from torch import nn
 
-from uq4ct.adapters.sites import AdapterError, FfnSite, Role, find_ffn_sites, layer_index, linear_features, linears
+from uq4ct.adapters.sites import (
+    AdapterError,
+    FfnSite,
+    Role,
+    find_ffn_sites,
+    layer_index,
+    layers_beside,
+    layers_without,
+    linear_features,
+    linears,
+    outside_text,
+)
 from uq4ct.errors import did_you_mean
 
 Routing = Literal["ffn_block", "per_linear"]
@@ -126,12 +137,17 @@ def _saved(targets: Targets, chosen: set[str], candidates: list[str]) -> list[st
     """Return the targets to store: the user's own, or the shortest unambiguous names of what the default chose."""
     if targets is not None:
         return targets if isinstance(targets, str) else sorted(targets)
-    names = set()
-    for path in chosen:
-        leaf = path.rpartition(".")[2]
-        shared = all(other in chosen for other in candidates if _matches(other, leaf))
-        names.add(leaf if shared else re.sub(r"^(?:.*?\.)?\d+\.", "", path))
-    return sorted(names)
+    return sorted({_shortest(path, chosen, candidates) for path in chosen})
+
+
+def _shortest(path: str, chosen: set[str], candidates: list[str]) -> str:
+    """Return the linear's own name, its name within the layer, or its path: the first that means chosen ones alone.
+
+    A vision tower has layers with a ``self_attn.q_proj`` too, and a name is all that PEFT's LoRA goes by.
+    """
+    names = (path.rpartition(".")[2], re.sub(r"^(?:.*?\.)?\d+\.", "", path))
+    alone = (name for name in names if all(other in chosen for other in candidates if _matches(other, name)))
+    return next(alone, path)
 
 
 def _with_experts(placements: dict[str, Placement], num_experts: int | Sequence[int]) -> dict[str, Placement]:
@@ -164,13 +180,35 @@ def linear_targets(model: nn.Module) -> list[str]:
     return [targets] if isinstance(targets, str) else targets
 
 
+def lora_targets(model: nn.Module, targets: Sequence[str]) -> list[str]:
+    """Return names for PEFT that mean the given target modules in the text model and nothing outside it.
+
+    A name that a vision tower has too stands for its paths in the text model. Raises AdapterError for one that is found
+    outside alone.
+    """
+    names: list[str] = []
+    for target in targets:
+        meant = [path for path, _ in model.named_modules() if _matches(path, target)]
+        text = [path for path in meant if not outside_text(path)]
+        if meant and not text:
+            raise AdapterError(
+                f"target_modules: {target!r} lies outside the text model, e.g. {meant[0]}, and no text passes there; "
+                f"expected names such as {', '.join(linear_targets(model))}"
+            )
+        names += [target] if text == meant else text
+    return names
+
+
 def lora_linears(model: nn.Module, targets: Sequence[str] | None = None) -> dict[str, tuple[int, int]]:
-    """Return path -> (in, out) of the linears that a plain LoRA adapts: the targets, or those of ``linear_targets``."""
+    """Return path -> (in, out) of the linears that a plain LoRA adapts: the targets, or those of ``linear_targets``.
+
+    They are those of the text model: whatever else a multimodal model has sees no text.
+    """
     names = targets or linear_targets(model)
     shapes = {
         path: linear_features(module)
         for path, module in model.named_modules()
-        if any(_matches(path, name) for name in names)
+        if not outside_text(path) and any(_matches(path, name) for name in names)
     }
     return {path: shape for path, shape in shapes.items() if shape is not None}
 
@@ -201,3 +239,14 @@ def mixture_parameters(model: nn.Module, routing: Routing, num_experts: int, ran
         total += placement.num_experts * rank * sum(map(sum, shapes))
         total += 0 if placement.kind == "lora" else placement.num_experts * shapes[0][0]
     return total
+
+
+def routed_layers(
+    model: nn.Module, routing: Routing, targets: Targets, ffn_sites: Mapping[str, str] | None = None
+) -> tuple[int, int]:
+    """Count the layers that get a router, and those there are: FEU is a mean over the former."""
+    modules = dict(model.named_modules())
+    placements, _ = place(modules, routing, targets, 1, ffn_sites)
+    routed = [path for path, placement in placements.items() if placement.kind != "lora"]
+    layers = len(layers_beside(modules, routed))
+    return layers - len(layers_without(modules, routed)), layers

@@ -7,7 +7,8 @@ fuses two of them, GPT-2 has Conv1D, OPT's two linears lie in the decoder layer 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -82,6 +83,7 @@ _READ_POSITIONS = {
 }
 _NOT_TEXT = re.compile(r"(^|[._])(vision|visual|image|audio|speech)([._]|$)")
 _LAYER = re.compile(r"^(?P<layer>(?:.*?\.)?(?P<index>\d+))\.(?P<rest>.+)$")
+_OUTERMOST = re.compile(r"^((?:.*?\.)?\d+)(?:\.|$)")
 
 
 def linear_features(module: Any) -> tuple[int, int] | None:
@@ -124,6 +126,15 @@ def layer_index(path: str) -> int | None:
     return int(match["index"]) if match else None
 
 
+def outside_text(path: str) -> bool:
+    """Tell whether a path leads into another part of a multimodal model than its text model, such as a vision tower.
+
+    >>> outside_text("model.vision_tower.encoder.layers.0.mlp.fc1"), outside_text("model.language_model.layers.0.mlp")
+    (True, False)
+    """
+    return _NOT_TEXT.search(path) is not None
+
+
 def linears(modules: Mapping[str, nn.Module]) -> dict[str, tuple[int, int]]:
     """Return path -> (in, out) of every linear inside a numbered layer of the text model, in the model's order.
 
@@ -132,7 +143,7 @@ def linears(modules: Mapping[str, nn.Module]) -> dict[str, tuple[int, int]]:
     features = {
         path: linear_features(module)
         for path, module in modules.items()
-        if layer_index(path) is not None and not _NOT_TEXT.search(path) and not reads_positions(path, modules)
+        if layer_index(path) is not None and not outside_text(path) and not reads_positions(path, modules)
     }
     return {path: shape for path, shape in features.items() if shape is not None}
 
@@ -141,8 +152,9 @@ def find_ffn_sites(modules: Mapping[str, nn.Module], named: Mapping[str, str] | 
     """Find the feed-forward network of every layer, by structure or as ``named`` in the configuration.
 
     ``named`` gives names relative to a layer, for example ``{"gate": "mlp.w1", "up": "mlp.w3", "down": "mlp.w2",
-    "activation": "mlp.act"}``; the activation may also be a name such as ``"silu"``. Raises AdapterError that lists
-    the linears found when there is none.
+    "activation": "mlp.act"}``; the activation may also be a name such as ``"silu"``; layers without these parts have no
+    site then. Raises AdapterError that lists the linears found when there is none, and the layers without one where
+    sites are found by structure: FEU and the losses would silently be those of the other layers.
     """
     if named:
         return _named_sites(modules, named)
@@ -150,7 +162,7 @@ def find_ffn_sites(modules: Mapping[str, nn.Module], named: Mapping[str, str] | 
     for path, module in modules.items():
         match = _LAYER.match(path)
         is_layer = bool(re.search(r"(^|\.)\d+$", path))
-        if _NOT_TEXT.search(path) or not (is_layer or (match and "." not in match["rest"])):
+        if outside_text(path) or not (is_layer or (match and "." not in match["rest"])):
             continue  # one level below a layer only: the shared expert of a real mixture model is not the layer's FFN
         if is_layer and type(module).__name__ in _LAYERS_OF_TWO_PARTS:
             activation = "intermediate.intermediate_act_fn"
@@ -169,6 +181,8 @@ def find_ffn_sites(modules: Mapping[str, nn.Module], named: Mapping[str, str] | 
             sites.append(FfnSite(path, kind, projections, activation, dropout, in_layer=is_layer))
     if not sites:
         raise AdapterError(_unknown_architecture(modules))
+    if without := layers_without(modules, [site.module for site in sites]):
+        raise AdapterError(_unknown_layers(modules, sites[0], without))
     if chunked := next((site for site in sites if getattr(modules[site.module], "chunk_size_feed_forward", 0)), None):
         raise AdapterError(
             f"{chunked.module}: chunk_size_feed_forward cuts the tokens of the FFN into parts, and a router must see "
@@ -184,6 +198,43 @@ def _unknown_architecture(modules: Mapping[str, nn.Module]) -> str:
         "'up': 'mlp.w3', 'down': 'mlp.w2', 'activation': 'silu'} (without 'gate' for a two-layer FFN, 'gate_up' for a "
         "fused one), or use routing='per_linear', which works on any linear."
     )
+
+
+def _unknown_layers(modules: Mapping[str, nn.Module], site: FfnSite, without: list[str]) -> str:
+    total = len(layers_beside(modules, [site.module]))
+    shown = without if len(without) < 6 else [*without[:3], "...", without[-1]]
+    layer = _layer_of(site.module)
+    prefix = f"{site.module}.".removeprefix(f"{layer}.")
+    named = {role: prefix + name for role, name in (*site.projections, ("activation", site.activation))}
+    return (
+        f"routing='ffn_block' needs the feed-forward network of every layer, and {len(without)} of {total} layers have "
+        f"none of a known structure: {', '.join(shown)}. Name the FFN's parts relative to a layer; ffn_sites={named}, "
+        f"as in {layer}, puts routers on the layers that have these parts alone, and FEU is the mean over those. Or "
+        "use routing='per_linear', which works on any linear; a plain LoRA needs target_modules and a rank."
+    )
+
+
+def layers_beside(modules: Mapping[str, nn.Module], paths: Iterable[str]) -> list[str]:
+    """Return the layers that the given paths lie in and all others of the same stacks, in the model's order.
+
+    >>> layers_beside(dict.fromkeys(["h.0", "h.1", "h.1.mlp.experts.0", "vision.0"], nn.Identity()), ["h.0.mlp"])
+    ['h.0', 'h.1']
+    """
+    stacks = {_layer_of(path).rpartition(".")[0] for path in paths}
+    return [path for path in modules if path == _layer_of(path) and path.rpartition(".")[0] in stacks]
+
+
+def layers_without(modules: Mapping[str, nn.Module], paths: Iterable[str]) -> list[str]:
+    """Return the layers of the same stacks that none of the paths lies in."""
+    paths = list(paths)
+    covered = {_layer_of(path) for path in paths}
+    return [layer for layer in layers_beside(modules, paths) if layer not in covered]
+
+
+def _layer_of(path: str) -> str:
+    """Return the path of the outermost numbered layer that a path leads to or into, or an empty string."""
+    match = _OUTERMOST.match(path)
+    return match[1] if match else ""
 
 
 def _listing(modules: Mapping[str, nn.Module]) -> str:
@@ -219,7 +270,9 @@ def _named_sites(modules: Mapping[str, nn.Module], named: Mapping[str, str]) -> 
     parent = _common_parent([named[role] for role in roles])
     sites = []
     for path in modules:
-        if not (re.search(r"(^|\.)\d+$", path) and all(f"{path}.{named[role]}" in modules for role in roles)):
+        if outside_text(path) or not re.search(r"(^|\.)\d+$", path):
+            continue
+        if not all(f"{path}.{named[role]}" in modules for role in roles):
             continue
         module = f"{path}.{parent}" if parent else path
         names: tuple[tuple[Role, str], ...] = tuple((role, named[role].removeprefix(f"{parent}.")) for role in roles)
@@ -286,6 +339,20 @@ def output_dropout(module: nn.Module, site: FfnSite, y: torch.Tensor) -> torch.T
     return y if site.dropout is None else part(module, site.dropout)(y)
 
 
+@contextmanager
+def undisturbed(module: nn.Module) -> Iterator[None]:
+    """Compute with a module for a look, without gradients: random numbers and every training flag come back."""
+    was_training = {m: m.training for m in module.modules()}
+    on_gpu = any(parameter.device.type == "cuda" for parameter in module.parameters())
+    devices = list(range(torch.cuda.device_count())) if on_gpu else []
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            yield
+    finally:
+        for m, training in was_training.items():
+            m.training = training
+
+
 def probe(module: nn.Module, site: FfnSite) -> None:
     """Check on random numbers that the FFN computes what the site says, dropout included; raise AdapterError if not.
 
@@ -300,10 +367,8 @@ def probe(module: nn.Module, site: FfnSite) -> None:
     if width is None or floating is None:
         return
     x = torch.randn(1, 2, width[1], generator=torch.Generator().manual_seed(0)).to(floating.device, floating.dtype)
-    was_training = {m: m.training for m in module.modules()}
-    devices = list(range(torch.cuda.device_count())) if floating.device.type == "cuda" else []
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices):
+        with undisturbed(module):
             module.train()
             torch.manual_seed(0)
             expected = module(x)
@@ -313,9 +378,6 @@ def probe(module: nn.Module, site: FfnSite) -> None:
             found = output_dropout(module, site, found)
     except (TypeError, RuntimeError) as error:
         raise AdapterError(_not_this_function(module, site, str(error))) from error
-    finally:
-        for m, training in was_training.items():
-            m.training = training
     if not isinstance(expected, torch.Tensor) or expected.shape != found.shape:
         raise AdapterError(_not_this_function(module, site, "its output has another form"))
     difference = (expected - found).abs().max().item()

@@ -215,6 +215,7 @@ class LoraMethod(Method):
         from peft import LoraConfig
 
         from uq4ct.adapters import linear_targets
+        from uq4ct.adapters.placement import lora_targets
 
         leaves = {path.rpartition(".")[2] for path, _ in model.named_modules()}
         if absent := [name for name in self.target_modules or () if name.rpartition(".")[2] not in leaves]:
@@ -229,7 +230,7 @@ class LoraMethod(Method):
             lora_alpha=self.alpha or 2 * rank,  # type: ignore[arg-type]  # any number works
             lora_dropout=self.dropout,
             use_rslora=self.rslora,
-            target_modules=list(self.target_modules or linear_targets(model)),
+            target_modules=lora_targets(model, self.target_modules) if self.target_modules else linear_targets(model),
         )
 
     def objective(self) -> Objective:
@@ -341,6 +342,7 @@ class MixtureMethod(Method):
     mixing: Literal["rescaled", "raw"] = "rescaled"
     rslora: bool = False
     target_modules: tuple[str, ...] | None = None  # None: attention and FFN, found per model family
+    ffn_sites: dict[str, str] | None = None  # names of the FFN's parts relative to a layer, where it is not known
     answer_loss: Literal["choices", "vocabulary"] = "choices"
     balance_weight: float = Field(0.01, ge=0)  # alpha of Eq. 11: the 1e-2 of Eq. 13, applied once
     balance_counts: Literal["first", "top_k"] = "first"
@@ -353,6 +355,27 @@ class MixtureMethod(Method):
     def has_router(self) -> bool:
         """It has one."""
         return True
+
+    def options(self) -> dict[str, Any]:
+        """Return the hyper-parameters, ``ffn_sites`` only where it is set: the others' runs were made without it.
+
+        >>> from uq4ct.methods import find
+        >>> "ffn_sites" in find("uq4ct")().options()
+        False
+        """
+        options = super().options()
+        if self.ffn_sites is None:
+            del options["ffn_sites"]
+        return options
+
+    def notes(self, model: Any) -> list[str]:
+        """Say where some layers get no router, so that neither FEU nor the losses on it know anything of them."""
+        from uq4ct.adapters.placement import routed_layers
+
+        routed, layers = routed_layers(model, self.routing, self.target_modules, self.ffn_sites)
+        if routed == layers:
+            return []
+        return [f"{self.name}: routers on {routed} of {layers} layers; FEU is the mean over those"]
 
     @property
     def passes(self) -> int:
@@ -408,8 +431,9 @@ class MixtureMethod(Method):
             router_temperature=self.router_temperature,
             use_rslora=self.rslora,
             target_modules=list(self.target_modules) if self.target_modules else None,
+            ffn_sites=self.ffn_sites,
         )
-        place(dict(model.named_modules()), self.routing, config.target_modules, config.num_experts)
+        place(dict(model.named_modules()), self.routing, config.target_modules, config.num_experts, config.ffn_sites)
         return config
 
 
