@@ -19,11 +19,13 @@ from uq4ct.errors import UserError
 from uq4ct.manifest import write_json, write_manifest
 from uq4ct.metrics.intervals import wilson
 from uq4ct.report import build_report, table
-from uq4ct.report.figures.comparing import is_established
+from uq4ct.report.differences import is_established, verdict_of
+from uq4ct.report.drawing import Spots
+from uq4ct.report.figures.comparing import forest
 from uq4ct.report.material import Series
 from uq4ct.report.scaling import scaled
 from uq4ct.report.sections import build
-from uq4ct.report.sections.verdict import standing
+from uq4ct.report.sections.verdict import headline, standing
 from uq4ct.report.sources import read_sources
 
 
@@ -421,6 +423,34 @@ def test_a_difference_is_established_by_its_interval_and_its_corrected_p() -> No
     assert not is_established(row | {"seeds": [1]})
     assert not is_established(row | {"interval": [-0.2, 0.01]})
     assert not is_established(row | {"interval": None})
+
+
+def test_figure_headline_and_verdict_call_the_same_difference_established(compared: Path, tmp_path: Path) -> None:
+    """Errors clustered by group take back what the interval over questions shows, wherever it is told."""
+    folder = Path(shutil.copytree(compared, tmp_path / "cmp"))
+    found = json.loads((folder / "results.json").read_text())
+    best = min((row for row in found["results"] if row["task"] == "tiny"), key=lambda row: row["nll"])["method"]
+    found["baseline"] = "other"
+    clear = {"p": 0.001, "p_holm": 0.001, "seeds": [1, 2, 3], "seed_sd": 0.001, "item_sd": 0.01, "n": 60}
+    clear |= {"task": "tiny", "split": "test", "method": best, "baseline": "other", "better": "lower"}
+    for error, words, verdict in ((0.01, ".", "better"), (0.03, ", which is not established.", "not distinguishable")):
+        rows = [
+            {**clear, "metric": name, "difference": -0.05, "interval": [-0.07, -0.03], "clustered_se": error}
+            for name in ("nll", "brier")
+        ]
+        rows.append({**clear, "metric": "auroc", "better": "higher", "difference": 0.0, "interval": [-0.01, 0.01]})
+        write_json(folder / "results.json", found | {"differences": rows, "verdicts": []})
+        material = read_sources([folder])
+        assert f"against other that is −0.050 (−0.070 to −0.030){words}" in headline(material)[0]
+        assert verdict_of({row["metric"]: row for row in rows})[0] == verdict
+        figure = forest("tiny", rows, "other")
+        assert figure is not None
+        (panel,) = figure.panels
+        looks = [(mark.colour, mark.hollow) for mark in panel.drawing.marks if isinstance(mark, Spots)]
+        assert looks[3:5] == [("right", False) if verdict == "better" else ("muted", True)] * 2  # three are the key's
+        assert any("or 0 within errors clustered by group" in str(mark) for mark in panel.drawing.marks)
+        (section,) = (part for part in build(material)[0] if part.key == "differences")
+        assert "with errors clustered by group, too" in section.intro
 
 
 def test_the_risk_curve_and_its_oracle_are_those_of_the_answers(runs: list[Path]) -> None:

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from uq4ct.report.blocks import Cell, Group, Section, Table, listed, number, said
+from uq4ct.report.differences import is_established
 from uq4ct.report.drawing import Drawing, Plane, inline_svg
-from uq4ct.report.figures.comparing import is_established, signed
+from uq4ct.report.figures.comparing import signed
 from uq4ct.report.material import Json, Material, Series
 from uq4ct.report.tables import COLUMNS, Column, decimals, percent
 
