@@ -368,9 +368,16 @@ def test_words_say_what_ece_shows(tmp_path: Path) -> None:
         (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         return read_sources([tmp_path / "p.jsonl"]).series[0]
 
+    def told(parts: list[tuple[float, int, int]]) -> Series:
+        rows = [{"confidence": c, "correct": k < right} for c, right, wrong in parts for k in range(right + wrong)]
+        (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return read_sources([tmp_path / "q.jsonl"]).series[0]
+
     assert standing(series([1] * 75 + [0] * 25, 0.75)).words == "not distinguishable from calibrated"
     assert standing(series([1] * 50 + [0] * 50, 0.9)).words == "overconfident by 40.0 points"
     assert standing(series([1] * 99 + [0], 0.6)).words == "underconfident by 39.0 points"
+    assert standing(told([(0.02, 2, 6)])).words == "miscalibrated, direction not established"
+    assert standing(told([(0.95, 60, 40), (0.55, 90, 10)])).words == "miscalibrated in both directions"
 
 
 def test_a_temperature_that_no_cell_has_is_fitted_on_the_calibration_split(tmp_path: Path) -> None:
