@@ -136,12 +136,14 @@ def test_a_cell_is_known_by_everything_that_its_numbers_depend_on_and_by_nothing
     assert first == {cell.digest for cell in plan(questions, tmp_path / "elsewhere", "lora", [1]).cells}
     others = [digests(seeds=[2]), digests(methods="lora[rank=3]"), digests(methods="lora[train.learning_rate=1e-3]")]
     others.append(digests(evaluate=[("tiny-far", None)]))
+    renamed = Path(shutil.copy(questions.with_name("test.jsonl"), tmp_path / "exam.jsonl"))
+    others.append(digests(evaluate=[(str(renamed), None)]))
     test = questions.with_name("test.jsonl")
     before = test.read_text()
     test.write_text(before.replace("number 41", "number forty-one"))
     others.append(digests())
     test.write_text(before)
-    assert len(set.union(first, *others)) == 6
+    assert len(set.union(first, *others)) == 7
 
 
 def test_options_that_no_number_depends_on_leave_a_finished_cell_finished(questions, tmp_path):
@@ -591,6 +593,30 @@ def test_a_cell_that_another_comparison_works_on_is_waited_for(questions, tmp_pa
     assert trainings_done(cell.folder.parent) == {cell.training: 0}  # zero_shot trains nothing
     assert trainings_done(cell.folder.parent, [cell.name]) == {}
     assert sum("started" in line for line in said) == 1
+
+
+def test_results_stand_under_the_present_names_of_swapped_files_and_are_neither_trained_nor_answered_again(questions, tmp_path):
+    easy, hard = tmp_path / "d" / "easy.jsonl", tmp_path / "d" / "hard.jsonl"
+    easy.parent.mkdir()
+    write_questions(easy, range(40, 52))
+    write_questions(hard, range(60, 68))
+
+    def run(*files: Path) -> tuple[dict[str, int], dict, dict]:
+        evaluate = [(str(file), None) for file in files]
+        (outcome,) = campaign.run_cells(plan(questions, tmp_path, "lora[rank=2]", [1], evaluate=evaluate).cells, tmp_path)
+        receipt = json.loads((outcome.cell.folder / "cell.json").read_text())
+        kept = {path: path.stat().st_mtime_ns for kind in ("npz", "safetensors") for path in tmp_path.glob(f"store/**/*.{kind}")}
+        return {result["task"]: result["n"] for result in outcome.results}, receipt, kept
+
+    before, _, kept = run(hard, easy)
+    assert before == {"d-hard": 8, "d-easy": 12}
+    for path, name in ((easy, "x"), (hard, "easy.jsonl"), (easy.with_name("x"), "hard.jsonl")):
+        path.rename(path.with_name(name))
+    after, receipt, still = run(easy, hard)  # the same questions in the same order
+    assert after == {"d-easy": 8, "d-hard": 12}
+    assert still == kept
+    assert len(kept) >= 3  # an adapter, and the answers on two files
+    assert receipt["evaluation_seconds"] is None  # no time is told for answers that were found
 
 
 def test_a_finished_cell_is_whole_only_with_every_byte_but_the_weights_which_are_known_by_size(questions, tmp_path):

@@ -123,6 +123,17 @@ def test_null_band_tells_a_miscalibrated_model_from_a_calibrated_one() -> None:
     assert ece_null(scaled.confidence, scaled.correct, draws=4000)["p_value"] == pytest.approx(0.62, abs=0.04)
 
 
+def test_both_directions_are_claimed_only_where_confidence_errs_in_both() -> None:
+    few = summarize(Answers.of(np.full((8, 50), 0.02), answer=[0, 0, 1, 1, 1, 1, 1, 1]), resamples=200)
+    assert few["intervals"]["signed_gap"][0] < 0 < few["intervals"]["signed_gap"][1]
+    assert (few["overconfidence"], few["underconfidence"]) == (0.0, pytest.approx(0.23))
+    assert few["verdict"] == "miscalibrated, direction not established"
+    rows = np.repeat([[0.95, 0.05], [0.55, 0.45]], 100, axis=0)
+    both = summarize(Answers.of(rows, answer=[0] * 60 + [1] * 40 + [0] * 90 + [1] * 10), resamples=200)
+    assert both["signed_gap"] == pytest.approx(0.0)
+    assert both["verdict"] == "miscalibrated in both directions"
+
+
 # -------------------------------------------------------------------------------------------------------- conventions
 
 

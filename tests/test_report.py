@@ -19,11 +19,13 @@ from uq4ct.errors import UserError
 from uq4ct.manifest import write_json, write_manifest
 from uq4ct.metrics.intervals import wilson
 from uq4ct.report import build_report, table
-from uq4ct.report.figures.comparing import is_established
+from uq4ct.report.differences import is_established, verdict_of
+from uq4ct.report.drawing import Spots
+from uq4ct.report.figures.comparing import forest
 from uq4ct.report.material import Series
 from uq4ct.report.scaling import scaled
 from uq4ct.report.sections import build
-from uq4ct.report.sections.verdict import standing
+from uq4ct.report.sections.verdict import headline, standing
 from uq4ct.report.sources import read_sources
 
 
@@ -366,9 +368,16 @@ def test_words_say_what_ece_shows(tmp_path: Path) -> None:
         (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         return read_sources([tmp_path / "p.jsonl"]).series[0]
 
+    def told(parts: list[tuple[float, int, int]]) -> Series:
+        rows = [{"confidence": c, "correct": k < right} for c, right, wrong in parts for k in range(right + wrong)]
+        (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return read_sources([tmp_path / "q.jsonl"]).series[0]
+
     assert standing(series([1] * 75 + [0] * 25, 0.75)).words == "not distinguishable from calibrated"
     assert standing(series([1] * 50 + [0] * 50, 0.9)).words == "overconfident by 40.0 points"
     assert standing(series([1] * 99 + [0], 0.6)).words == "underconfident by 39.0 points"
+    assert standing(told([(0.02, 2, 6)])).words == "miscalibrated, direction not established"
+    assert standing(told([(0.95, 60, 40), (0.55, 90, 10)])).words == "miscalibrated in both directions"
 
 
 def test_a_temperature_that_no_cell_has_is_fitted_on_the_calibration_split(tmp_path: Path) -> None:
@@ -421,6 +430,34 @@ def test_a_difference_is_established_by_its_interval_and_its_corrected_p() -> No
     assert not is_established(row | {"seeds": [1]})
     assert not is_established(row | {"interval": [-0.2, 0.01]})
     assert not is_established(row | {"interval": None})
+
+
+def test_figure_headline_and_verdict_call_the_same_difference_established(compared: Path, tmp_path: Path) -> None:
+    """Errors clustered by group take back what the interval over questions shows, wherever it is told."""
+    folder = Path(shutil.copytree(compared, tmp_path / "cmp"))
+    found = json.loads((folder / "results.json").read_text())
+    best = min((row for row in found["results"] if row["task"] == "tiny"), key=lambda row: row["nll"])["method"]
+    found["baseline"] = "other"
+    clear = {"p": 0.001, "p_holm": 0.001, "seeds": [1, 2, 3], "seed_sd": 0.001, "item_sd": 0.01, "n": 60}
+    clear |= {"task": "tiny", "split": "test", "method": best, "baseline": "other", "better": "lower"}
+    for error, words, verdict in ((0.01, ".", "better"), (0.03, ", which is not established.", "not distinguishable")):
+        rows = [
+            {**clear, "metric": name, "difference": -0.05, "interval": [-0.07, -0.03], "clustered_se": error}
+            for name in ("nll", "brier")
+        ]
+        rows.append({**clear, "metric": "auroc", "better": "higher", "difference": 0.0, "interval": [-0.01, 0.01]})
+        write_json(folder / "results.json", found | {"differences": rows, "verdicts": []})
+        material = read_sources([folder])
+        assert f"against other that is −0.050 (−0.070 to −0.030){words}" in headline(material)[0]
+        assert verdict_of({row["metric"]: row for row in rows})[0] == verdict
+        figure = forest("tiny", rows, "other")
+        assert figure is not None
+        (panel,) = figure.panels
+        looks = [(mark.colour, mark.hollow) for mark in panel.drawing.marks if isinstance(mark, Spots)]
+        assert looks[3:5] == [("right", False) if verdict == "better" else ("muted", True)] * 2  # three are the key's
+        assert any("or 0 within errors clustered by group" in str(mark) for mark in panel.drawing.marks)
+        (section,) = (part for part in build(material)[0] if part.key == "differences")
+        assert "with errors clustered by group, too" in section.intro
 
 
 def test_the_risk_curve_and_its_oracle_are_those_of_the_answers(runs: list[Path]) -> None:

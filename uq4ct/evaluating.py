@@ -53,7 +53,7 @@ def evaluate(
     sets = [
         data.load(source, split=split, root=root or run.config.data.root, config=run.config.data) for source in sources
     ]
-    names = [q.name if q.default_split else f"{q.name}.{q.split}" for q in sets]
+    names = [questions.evaluation_name for questions in sets]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise UserError(f"--data: two sources are called '{repeated[0]}'; rename one file or its folder")

@@ -81,10 +81,12 @@ class Outcome:
     message: str = ""
 
 
-def placed(cell: Cell, output: Path, base: str, digests: Sequence[str]) -> Cell:
+def placed(cell: Cell, output: Path, base: str, training: str, sets: Mapping[str, str]) -> Cell:
     """Return the cell with its content hash, and its folder below the campaign's.
 
-    ``base`` identifies the base model; ``digests`` are SHA-256 of the questions: to train on, then to evaluate on.
+    ``base`` identifies the base model, ``training`` is the SHA-256 of the questions to train on; ``sets`` has that of
+    the questions of each evaluation, by its name. Results are kept and told under these names: the same questions by
+    another name make another cell, whose training and predictions are in the store.
     """
     facts = cell.config.dump()
     del facts["output"], facts["model"]["device"]
@@ -94,14 +96,15 @@ def placed(cell: Cell, output: Path, base: str, digests: Sequence[str]) -> Cell:
         "base": base,
         "config": facts,
         "seed": cell.seed,
-        "data": list(digests),
+        "data": training,
+        "evaluations": list(sets.items()),
+        "splits": [split for _, split in cell.evaluate],
     }
-    content["splits"] = [split for _, split in cell.evaluate]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     folder = output / "cells" / f"{slug(cell.method)}-{slug(cell.task)}-seed{cell.seed}-{digest[:12]}"
     where = cell.config.output.model_copy(update={"folder": str(folder)})
-    training = _training(cell, base, digests[0])
-    return replace(cell, config=cell.config.model_copy(update={"output": where}), digest=digest, training=training)
+    config = cell.config.model_copy(update={"output": where})
+    return replace(cell, config=config, digest=digest, training=_training(cell, base, training))
 
 
 def _training(cell: Cell, base: str, questions: str) -> str:

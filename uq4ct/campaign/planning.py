@@ -99,14 +99,14 @@ def plan(
                 problems.add(*(f"--methods: '{label}': {reason}" for reason in reasons))
     problems.end()
     assert training is not None
+    digests = {part.evaluation_name: part.sha256 for part in sets.values()}
     cells: list[Cell] = []
     sizes: dict[str, Size] = {}
     for seed in seeds:
         for label, config in configs.items():
             seeded = config.model_copy(update={"output": config.output.model_copy(update={"seed": seed})})
             bare = Cell(label, training.name, seed, seeded, tuple(sets))
-            base = desk.outline(config).identity
-            cell = placed(bare, output.resolve(), base, [training.sha256, *(part.sha256 for part in sets.values())])
+            cell = placed(bare, output.resolve(), desk.outline(config).identity, training.sha256, digests)
             with problems.caught():
                 sizes[cell.name] = _size(cell, training, list(sets.values()), desk)
             cells.append(cell)
@@ -256,7 +256,7 @@ def _evaluation_sets(
                 sets[source, split] = desk.questions(source, split, config.data.root, _reading(config), False)
             except NoData as error:
                 absent[source] = str(error)
-    names = [part.name if part.default_split else f"{part.name}.{part.split}" for part in sets.values()]
+    names = [part.evaluation_name for part in sets.values()]
     for name in sorted({name for name in names if names.count(name) > 1}):
         problems.add(f"--eval-data: two sources are called '{name}'; rename one file or its folder")
     if not sets and not problems.found:

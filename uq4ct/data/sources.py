@@ -65,6 +65,11 @@ class QuestionSet:
         return dict(sorted(Counter(q.gold for q in self.questions if q.gold is not None).items()))
 
     @property
+    def evaluation_name(self) -> str:
+        """What an evaluation on these questions is called: as the set is, with the split where it is another."""
+        return self.name if self.default_split else f"{self.name}.{self.split}"
+
+    @property
     def rejected_name(self) -> str:
         """Name of the file for the rows that were set aside."""
         return f"{self.name}.rejected.jsonl"

@@ -10,6 +10,9 @@ from uq4ct.metrics.answers import check_pairs, check_unit_interval
 from uq4ct.metrics.calibration_error import bin_index, ece
 from uq4ct.metrics.intervals import wilson
 
+Ends = tuple[float, float] | list[float] | None
+"""An interval, None where there is none."""
+
 
 @dataclass(frozen=True)
 class CalibratedDraws:
@@ -74,16 +77,17 @@ def ece_null(
     }
 
 
-def verdict(error: float, high: float, gap: float, gap_interval: tuple[float, float] | list[float] | None) -> str:
+def verdict(error: float, high: float, gap: float, gap_interval: Ends, over: Ends = None, under: Ends = None) -> str:
     """Say in words what ECE shows beside the upper end of its null band, and in which direction confidence errs.
 
-    Below the band is no miscalibration either. Of perfectly calibrated models 97.5 % are called so.
+    Below the band is no miscalibration either. Of perfectly calibrated models 97.5 % are called so. ``over`` and
+    ``under`` are the intervals of ECE's two parts.
 
     >>> verdict(0.03, 0.04, 0.02, (0.01, 0.05))
     'not distinguishable from calibrated'
     >>> verdict(0.05, 0.04, -0.031, (-0.05, -0.01))
     'underconfident by 3.1 points'
-    >>> verdict(0.05, 0.04, 0.01, (-0.01, 0.03))
+    >>> verdict(0.05, 0.04, 0.01, (-0.01, 0.03), over=(0.01, 0.04), under=(0.01, 0.03))
     'miscalibrated in both directions'
     """
     if error <= high + 1e-12:
@@ -91,7 +95,19 @@ def verdict(error: float, high: float, gap: float, gap_interval: tuple[float, fl
     low, high = gap_interval or (gap, gap)
     if low > 0 or high < 0:
         return f"{'over' if gap > 0 else 'under'}confident by {100 * abs(gap):.1f} points"
-    return "miscalibrated in both directions"
+    return without_direction(over, under)
+
+
+def without_direction(over: Ends, under: Ends) -> str:
+    """Say what miscalibration is whose mean gap may be 0: both ways where the intervals of both parts lie above 0.
+
+    A gap near 0 alone is no sign of it: few answers that all err one way have a wide interval, too.
+
+    >>> without_direction((0.0, 0.0), (0.0, 0.3))
+    'miscalibrated, direction not established'
+    """
+    both = over is not None and under is not None and min(over[0], under[0]) > 0
+    return "miscalibrated in both directions" if both else "miscalibrated, direction not established"
 
 
 def bin_table(

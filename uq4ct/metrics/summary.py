@@ -67,7 +67,12 @@ def summarize(
         "n": answers.n,
         "unlabelled": answers.unlabelled,
         **values,
-        "verdict": verdict(values["ece"] or 0.0, null["high"], values["signed_gap"] or 0.0, intervals["signed_gap"]),
+        "verdict": verdict(
+            values["ece"] or 0.0,
+            null["high"],
+            values["signed_gap"] or 0.0,
+            *(intervals[name] for name in ("signed_gap", "overconfidence", "underconfidence")),
+        ),
         "chance": _where_known(lambda: float((1.0 / answers.mask.sum(axis=1)).mean())),
         "base_rate": {"aupr_right": values["accuracy"], "aupr_wrong": 1.0 - (values["accuracy"] or 0.0)},
         "accuracy_at_coverage": selective.coverage_table(answers),

@@ -163,11 +163,9 @@ def verdict_of(rows: Mapping[str, Json], tasks: int = 1, level: float = 0.95) ->
     """Return the verdict on the differences of one method on one task, by metric, and the reason.
 
     *better*: NLL or Brier is lower, the other has a value and is not higher, and AUROC does not fall. *worse*: NLL or
-    Brier is higher, and the other not lower. A score is lower or higher where there are two paired seeds or more, its
-    interval excludes zero, its p-value after Holm is at most 1 - ``level``, and, where questions come in groups, the
-    interval from their clustered standard error and the seeds' deviation excludes zero too. AUROC falls where its
-    interval lies below zero, or where it is lower by more than 0.01, whatever its interval; one without a value is
-    taken for fallen.
+    Brier is higher, and the other not lower. A score is lower or higher where that ``is_established``. AUROC falls
+    where its interval lies below zero, or where it is lower by more than 0.01, whatever its interval; one without a
+    value is taken for fallen.
     """
     proper = [rows[name] for name in PROPER if name in rows]
     if not proper:
@@ -195,9 +193,24 @@ def verdict_of(rows: Mapping[str, Json], tasks: int = 1, level: float = 0.95) ->
 
 def _sign(row: Json, level: float) -> int:
     """Return -1 where a score is lower, 1 where it is higher, 0 where that cannot be told."""
-    low, high = row["interval"]
-    sure = (low > 0 or high < 0) and row["p_holm"] <= 1 - level + 1e-12 and not _within_clusters(row, level)
-    return int(np.sign(row["difference"])) if sure else 0
+    return int(np.sign(row["difference"])) if is_established(row, level) else 0
+
+
+def is_established(row: Json, level: float = 0.95) -> bool:
+    """Tell whether a difference is more than chance may make: what verdicts, figures and headlines go by alike.
+
+    Two paired seeds or more, since one cannot tell what another would give; an interval without 0; p at most
+    1 - ``level`` after Holm's correction; and where questions come in groups, 0 outside the interval from the clustered
+    standard error and the seeds' deviation, too.
+
+    >>> row = {"difference": -0.1, "interval": [-0.2, -0.05], "p_holm": 0.01, "seeds": [1, 2], "seed_sd": 0.0}
+    >>> is_established(row), is_established({**row, "clustered_se": 0.06})
+    (True, False)
+    """
+    low, high = row.get("interval") or (0.0, 0.0)
+    p = row.get("p_holm")
+    apart = (low > 0 or high < 0) and (p is None or p <= 1 - level + 1e-12)
+    return bool(apart and len(row.get("seeds") or ()) > 1 and not _within_clusters(row, level))
 
 
 def _within_clusters(row: Json, level: float) -> bool:

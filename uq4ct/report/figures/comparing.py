@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from uq4ct.report.differences import is_established
 from uq4ct.report.drawing import SHAPES, plain_number
 from uq4ct.report.figures.base import Figure, Panel
 from uq4ct.report.figures.rows import Spot, Track, chart
@@ -23,11 +24,6 @@ SHOWN = {
 }
 SHIFTED = (("accuracy", "accuracy, %", "higher"), ("ece", "ECE, %", "lower"), ("nll", "NLL", "lower"))
 SHARES = ("accuracy", "ece", "smooth_ece", "confidence")  # printed in per cent
-FOREST_KEY = (
-    (Spot(0, colour="right"), "better than the baseline"),
-    (Spot(0, colour="wrong", shape="square"), "worse"),
-    (Spot(0, colour="muted", hollow=True), "not established: interval holds 0, or p > 0.05 after Holm's correction"),
-)
 
 
 def forest(task: str, rows: Sequence[Json], baseline: str) -> Figure | None:
@@ -38,13 +34,28 @@ def forest(task: str, rows: Sequence[Json], baseline: str) -> Figure | None:
         return None
     found = {(str(row["method"]), row["metric"]): row for row in rows}
     tracks = [_differences(name, [found.get((method, name)) for method in methods]) for name in metrics]
-    drawing = chart(methods, tracks, FOREST_KEY)
+    drawing = chart(methods, tracks, _forest_key(rows))
     told = ", ".join(
         f"{m}: {SHOWN[k]} {signed(found[m, k]['difference'], k)}" for m in methods for k in metrics if (m, k) in found
     )
     return Figure(
         "differences", task, f"Differences from {baseline} on {task}", (Panel("", drawing, told),), tuple(rows)
     )
+
+
+def _forest_key(rows: Sequence[Json]) -> tuple[tuple[Spot, str], ...]:
+    doubts = "interval holds 0, or p > 0.05 after Holm's correction"
+    doubts += ", or 0 within errors clustered by group" if has_groups(rows) else ""
+    return (
+        (Spot(0, colour="right"), "better than the baseline"),
+        (Spot(0, colour="wrong", shape="square"), "worse"),
+        (Spot(0, colour="muted", hollow=True), f"not established: {doubts}"),
+    )
+
+
+def has_groups(rows: Sequence[Json]) -> bool:
+    """Tell whether a difference has a standard error clustered by group."""
+    return any(row.get("clustered_se") is not None for row in rows)
 
 
 def _differences(name: str, rows: Sequence[Json | None]) -> Track:
@@ -62,16 +73,6 @@ def _difference(row: Json) -> Spot:
         return Spot(row["difference"], low, high, hollow=True, colour="muted")
     good = (row["difference"] < 0) == (row.get("better") == "lower")
     return Spot(row["difference"], low, high, shape="circle" if good else "square", colour="right" if good else "wrong")
-
-
-def is_established(row: Json) -> bool:
-    """Tell whether a difference has an interval without 0, p at most 0.05 after correction, and two seeds or more.
-
-    One paired seed cannot tell what another would give.
-    """
-    low, high = row.get("interval") or (0.0, 0.0)
-    p = row.get("p_holm")
-    return bool((low > 0 or high < 0) and (p is None or p <= 0.05) and len(row.get("seeds") or ()) > 1)
 
 
 def signed(value: float, name: str) -> str:

@@ -38,9 +38,15 @@ def differences(material: Material) -> Section | str:
     suffix = (
         f" A method with a suffix is compared with the baseline under it, {listed(list(others))}." if others else ""
     )
+    groups_too = (
+        " Where questions come in groups, NLL and Brier have to leave out 0 with errors clustered by group, too."
+        if comparing.has_groups(rows)
+        else ""
+    )
     intro = (
         f"Paired: the same seeds and questions, minus {baseline}.{suffix} Filled marks are differences whose interval "
         "leaves out 0 and whose p is at most 0.05 after Holm's correction over tasks; hollow ones may be nothing."
+        f"{groups_too}"
     )
     return Section("differences", "Differences", f"Differences from {baseline}", intro, tuple(groups))
 

@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
+from uq4ct.metrics.null_band import without_direction
 from uq4ct.report.blocks import Cell, Group, Section, Table, listed, number, said
+from uq4ct.report.differences import is_established
 from uq4ct.report.drawing import Drawing, Plane, inline_svg
-from uq4ct.report.figures.comparing import is_established, signed
+from uq4ct.report.figures.comparing import signed
 from uq4ct.report.material import Json, Material, Series
 from uq4ct.report.tables import COLUMNS, Column, decimals, percent
 
@@ -39,7 +41,8 @@ def standing(series: Series) -> Standing:
         some = f" (outside the band in {outside} of {len(series.members)} seeds)" if outside else ""
         return Standing(f"{CALIBRATED}{some}{f', yet on average {errs}' if errs else ''}", True)
     some = f" (inside the band in {seeds} of {len(series.members)} seeds)" if seeds else ""
-    return Standing(f"{errs or 'miscalibrated in both directions'}{some}", False)
+    errs = errs or without_direction(series.interval("overconfidence"), series.interval("underconfidence"))
+    return Standing(f"{errs}{some}", False)
 
 
 # ----------------------------------------------------------------------------------------------------- the first screen
