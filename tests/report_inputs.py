@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html.parser
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -73,7 +74,11 @@ def make_run(
     seed: int = 1,
     calibration: int = 0,
 ) -> Path:
-    """Write a run folder with an evaluation per task, as ``train`` and ``evaluate`` leave it."""
+    """Write a run folder with an evaluation per task, as ``train`` and ``evaluate`` leave it.
+
+    Options of a method, ``lora[rank=4]``, are in its configuration only.
+    """
+    bare, options = re.sub(r"\[.*\]", "", method), "".join(re.findall(r"\[.*\]", method))
     weakness, sharpness = METHODS.get(method.partition("+")[0], (0.0, 1.5))
     sharpness = 1.0 if "+" in method else sharpness
     router = method.partition("+")[0] in ("mixlora", "uq4ct")
@@ -85,7 +90,7 @@ def make_run(
         metrics = {
             "task": task,
             "split": "test",
-            "method": method,
+            "method": bare,
             "seed": seed,
             **summarize(rows, resamples=resamples),
         }
@@ -94,7 +99,7 @@ def make_run(
         write_json(place / "metrics.json", metrics)
         write_manifest(place)
     facts = {
-        "method": method,
+        "method": bare,
         "seed": seed,
         "task": "tiny",
         "n": 540,
@@ -110,7 +115,9 @@ def make_run(
         "data": {"path": "train.jsonl"},
     }
     write_json(folder / "uq4ct.json", facts)
-    (folder / "config.yaml").write_text(f"method: {{name: '{method}', answer_loss: choices}}\nmodel: {{name: tiny}}\n")
+    own = f", options: '{options}'" if options else ""
+    config = f"method: {{name: '{bare}', answer_loss: choices{own}}}\nmodel: {{name: tiny}}\n"
+    (folder / "config.yaml").write_text(config)
     write_json(folder / "environment.json", {"uq4ct": "0.1.0", "device": "cpu", "packages": {"torch": "2.13"}})
     if calibration:
         kept = made_rows(calibration, 0.01, weakness, sharpness, router, method, seed)
@@ -151,9 +158,10 @@ def make_comparison(
     scored, cells = [], []
     for method in methods:
         for seed in seeds:
-            cell = folder / "cells" / f"{method.replace('+', '-')}-tiny-seed{seed}-0123456789ab"
+            name = re.sub(r"[^\w.]+", "-", method)
+            cell = folder / "cells" / f"{name}-tiny-seed{seed}-0123456789ab"
             make_run(cell, method, n, tasks, resamples, seed)
-            write_json(cell / "cell.json", {"evaluation_seconds": 14.9})
+            write_json(cell / "cell.json", {"method": method, "evaluation_seconds": 14.9})
             scored.append(comparison.Scored(method, seed, cell, tuple(tasks)))
             cells.append(
                 {

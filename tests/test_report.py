@@ -255,6 +255,23 @@ def test_a_comparison_is_taken_at_its_word(compared: Path) -> None:
         assert material.fitted_on == "tiny"
 
 
+def test_a_method_with_options_has_its_own_numbers_differences_and_verdict_beside_the_plain_one(tmp_path: Path) -> None:
+    """A run's facts know its bare method: taken by it, ``lora[rank=4]`` would get the row of ``lora``."""
+    folder = make_comparison(tmp_path / "cmp", ("lora", "lora[rank=4]"), {"tiny": 0.0})
+    results = json.loads((folder / "results.json").read_text())["results"]
+    assert results[0]["nll"] != results[1]["nll"]
+    for source in (folder, folder / "cells"):
+        material = read_sources([source])
+        assert material.labels == ("lora", "lora[rank=4]")
+        assert [series.result for series in material.series] == results
+    (section,) = (section for section in build(material)[0] if section.key == "differences")
+    drawn, verdicts = section.groups[0].blocks
+    assert {row["method"] for row in drawn.figure.numbers} == {"lora[rank=4]"}
+    assert [row[0].text for row in verdicts.rows] == ["lora[rank=4]"]
+    (folder / "results.json").unlink()
+    assert sorted(read_sources([folder]).labels) == ["lora", "lora[rank=4]"]
+
+
 def test_a_comparison_that_still_runs_shows_its_finished_cells(compared: Path, tmp_path: Path) -> None:
     shutil.copytree(compared, tmp_path / "cmp")
     (tmp_path / "cmp" / "results.json").unlink()

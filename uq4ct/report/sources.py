@@ -38,13 +38,14 @@ def read_sources(sources: Sequence[Path | str], read: Read = predictions.read, s
     if len(comparisons) > 1:
         places = " and ".join(found.place for found in comparisons)
         raise UserError(f"a report shows one comparison, got {places}; run one `uq4ct compare` with all methods")
-    parts = [part for source in sources for part in _read(Path(source), read, say)]
+    comparison = comparisons[0] if comparisons else None
+    named = _named(comparison)
+    parts = [part for source in sources for part in _read(Path(source), read, say, named)]
     if not any(part.evaluations for part in parts):
         places = ", ".join(part.place for part in parts)
         raise UserError(f"{places}: no evaluation yet; `uq4ct evaluate RUN --data ...` makes one")
     groups = _groups(parts)
     labels = _labels(groups)
-    comparison = comparisons[0] if comparisons else None
     series = [
         one for label, group in zip(labels, groups, strict=True) for one in _series(label, group, comparison, say)
     ]
@@ -81,7 +82,16 @@ def _comparison(source: Path) -> Comparison | None:
     return Comparison(str(folder), found)
 
 
-def _read(source: Path, read: Read, say: Say) -> Iterator[_Part]:
+def _named(comparison: Comparison | None) -> dict[Path, str]:
+    """Return the complete cells of a comparison, and how its results call the method of each, options included."""
+    if comparison is None:
+        return {}
+    cells = [cell for cell in comparison.rows("cells") if cell.get("status") == "complete"]
+    place = Path(comparison.place) / "cells"
+    return {(place / Path(cell["folder"]).name).resolve(): str(cell.get("method") or "") for cell in cells}
+
+
+def _read(source: Path, read: Read, say: Say, named: Mapping[Path, str]) -> Iterator[_Part]:
     if source.is_file() or _has_samples(source):
         yield from _file(source, read)
         return
@@ -90,7 +100,7 @@ def _read(source: Path, read: Read, say: Say) -> Iterator[_Part]:
     for number, folder in enumerate(folders := _folders(source), 1):
         if len(folders) > 10 and number % 10 == 0:
             say(f"read {number} of {len(folders)} runs")
-        yield _run(folder)
+        yield _run(folder, named)
 
 
 def _has_samples(source: Path) -> bool:
@@ -147,7 +157,8 @@ def _file(path: Path, read: Read) -> Iterator[_Part]:
         yield _Part(str(path), str(method or path.stem), seed, evaluations)
 
 
-def _run(folder: Path) -> _Part:
+def _run(folder: Path, named: Mapping[Path, str]) -> _Part:
+    """Read a run; a cell is called as it was asked for, ``uq4ct[top_k=3]``: its facts know the bare name only."""
     facts = _json(folder / "uq4ct.json")
     seed = facts.get("seed")
     evaluations = {}
@@ -176,7 +187,8 @@ def _run(folder: Path) -> _Part:
     base, prompt = _object(facts, "base"), _object(facts, "prompt")
     names = (facts.get("task"), facts.get("n"), base.get("fingerprint"), prompt.get("hash"), _options(folder))
     fit = tuple(map(str, names))
-    method = str(facts.get("method") or folder.name)
+    asked_for = named.get(folder.resolve()) or _json(folder / "cell.json").get("method")
+    method = str(asked_for or facts.get("method") or folder.name)
     return _Part(str(folder), method, seed, {name: evaluations[name] for name in ordered}, run, fit)
 
 
