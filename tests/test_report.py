@@ -272,6 +272,25 @@ def test_a_method_with_options_has_its_own_numbers_differences_and_verdict_besid
     assert sorted(read_sources([folder]).labels) == ["lora", "lora[rank=4]"]
 
 
+def test_runs_beside_a_comparison_get_their_own_numbers_and_leave_it_its_name(tmp_path: Path) -> None:
+    """Method, task, split and seeds may all be those of cells; only the folder tells whose numbers they are."""
+    folder = make_comparison(tmp_path / "cmp", ("lora", "mixlora"), {"tiny": 0.0})
+    results = json.loads((folder / "results.json").read_text())["results"]
+    loose = []
+    for seed in (1, 2):
+        run = make_run(tmp_path / "loose" / f"s{seed}", "uq4ct", 60, {"tiny": 0.0}, resamples=20, seed=seed)
+        write_json(run / "uq4ct.json", {**json.loads((run / "uq4ct.json").read_text()), "method": "mixlora"})
+        (run / "config.yaml").write_text("train: {learning_rate: 0.9}\n")
+        loose.append(json.loads((run / "evaluations" / "tiny" / "metrics.json").read_text())["nll"])
+    fresh = make_run(tmp_path / "fresh", "lora", 60, {"tiny": 0.0}, resamples=20, seed=3)
+    material = read_sources([folder, tmp_path / "loose", fresh])
+    assert material.labels == ("lora", "mixlora", f"mixlora ({tmp_path / 'loose' / 's1'})", "lora seed 3")
+    assert [series.result for series in material.series[:2]] == results
+    assert material.series[2].value("nll") == pytest.approx(np.mean(loose)) != results[1]["nll"]
+    (section,) = (section for section in build(material)[0] if section.key == "differences")
+    assert {row["method"] for row in section.groups[0].blocks[0].figure.numbers} == {"mixlora"}
+
+
 def test_a_comparison_that_still_runs_shows_its_finished_cells(compared: Path, tmp_path: Path) -> None:
     shutil.copytree(compared, tmp_path / "cmp")
     (tmp_path / "cmp" / "results.json").unlink()

@@ -68,6 +68,7 @@ class _Part:
     evaluations: Mapping[str, Member]
     run: RunFacts | None = None
     fit: tuple[Any, ...] = ()  # what seeds of one method have in common
+    is_cell: bool = False  # of the report's comparison, told by its folder
 
 
 def _comparison(source: Path) -> Comparison | None:
@@ -189,7 +190,8 @@ def _run(folder: Path, named: Mapping[Path, str]) -> _Part:
     fit = tuple(map(str, names))
     asked_for = named.get(folder.resolve()) or _json(folder / "cell.json").get("method")
     method = str(asked_for or facts.get("method") or folder.name)
-    return _Part(str(folder), method, seed, {name: evaluations[name] for name in ordered}, run, fit)
+    own = {name: evaluations[name] for name in ordered}
+    return _Part(str(folder), method, seed, own, run, fit, is_cell=folder.resolve() in named)
 
 
 def _options(folder: Path) -> str:
@@ -234,7 +236,10 @@ def _order(facts: Json) -> tuple[str, ...]:
 
 
 def _groups(parts: Sequence[_Part]) -> list[list[_Part]]:
-    """Put the seeds of one method together: same fit, another seed, the same questions on the tasks they share."""
+    """Put the seeds of one method together: same fit, another seed, the same questions on the tasks they share.
+
+    A run that is no cell of the comparison stays apart from its cells: the comparison knows nothing of that seed.
+    """
     groups: list[list[_Part]] = []
     for part in parts:
         fitting = (group for group in groups if all(_is_sibling(part, other) for other in group))
@@ -246,7 +251,9 @@ def _groups(parts: Sequence[_Part]) -> list[list[_Part]]:
 
 
 def _is_sibling(part: _Part, other: _Part) -> bool:
-    if part.method != other.method or part.fit != other.fit or (part.run is None) != (other.run is None):
+    if part.method != other.method or part.fit != other.fit or part.is_cell != other.is_cell:
+        return False
+    if (part.run is None) != (other.run is None):
         return False
     shared = set(part.evaluations) & set(other.evaluations)
     if part.seed == other.seed or None in (part.seed, other.seed):  # perhaps two files of one method, a task each
@@ -261,14 +268,14 @@ def _alike(one: Member, other: Member) -> bool:
 def _series(label: str, group: Sequence[_Part], comparison: Comparison | None, say: Say) -> Iterator[Series]:
     for task in dict.fromkeys(task for part in group for task in part.evaluations):
         members = tuple(part.evaluations[task] for part in group if task in part.evaluations)
-        known = _known(group[0].method, members, comparison) if group[0].run else None
+        known = _known(group[0].method, members, comparison) if group[0].is_cell else None
         if known is None and len(members) > 1:
             say(f"intervals over {len(members)} seeds: {label} on {task}")
         yield Series(label, task, members, known or result_of(members))
 
 
 def _known(method: str, members: Sequence[Member], comparison: Comparison | None) -> Json | None:
-    """Return what a comparison says about these very runs."""
+    """Return what a comparison says about its own cells; None where it says nothing of this task or all these seeds."""
     facts = members[0].metrics
     seeds = [member.seed for member in members]
     for row in comparison.rows("results") if comparison else ():
@@ -279,12 +286,17 @@ def _known(method: str, members: Sequence[Member], comparison: Comparison | None
 
 
 def _labels(groups: Sequence[Sequence[_Part]]) -> list[str]:
-    """Name each group by its method; add the seed, or at last the place, where that leaves two with one name."""
+    """Name each group by its method; add the seed, or at last the place, where that leaves two with one name.
+
+    A comparison's method keeps its name beside others: what the comparison says of it is found by that.
+    """
     labels = [group[0].method for group in groups]
+    cells = [group[0].method for group in groups if group[0].is_cell]
+    keeps = [group[0].is_cell and cells.count(group[0].method) == 1 for group in groups]
     for more in (_seed_in_words, lambda group: f" ({group[0].place})"):
         labels = [
-            label + more(group) if labels.count(label) > 1 else label
-            for label, group in zip(labels, groups, strict=True)
+            label + more(group) if labels.count(label) > 1 and not kept else label
+            for label, group, kept in zip(labels, groups, keeps, strict=True)
         ]
     return labels
 
