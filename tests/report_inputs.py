@@ -18,6 +18,7 @@ from uq4ct.report import comparison
 
 TASKS = {"tiny": 0.0, "tiny-near": 0.06, "tiny-far": 0.16, "tiny-unanswerable": 0.45}
 METHODS = {"zero_shot": (0.09, 1.3), "lora": (0.0, 2.1), "mixlora": (0.01, 1.9), "uq4ct": (0.0, 1.35)}
+RULE = AbstainRule(0.7, 0.85, 0.95, n=60, kept=40, accuracy=0.9)  # of every run of uq4ct
 STRATA = {"often": 1.0, "rare": 0.6, "contradicted": 0.35}
 PAYLOAD = "<script>alert(1)</script><img src=x onerror=alert(2)> $\\frac{1}{2}$ \"'&"
 
@@ -97,7 +98,7 @@ def make_run(
         metrics["data"] = {"path": f"{task}.jsonl", "sha256": "5d41402abc4b2a76b9719d911017c592"}
         metrics |= {"prompt": {"hash": "3f2a9c", "scoring": "letters"}, "dtype": "float32", "passes": 1}
         write_json(place / "metrics.json", metrics)
-        write_manifest(place)
+        write_manifest(place, rule=RULE.to_dict() if method == "uq4ct" else None)
     facts = {
         "method": bare,
         "seed": seed,
@@ -125,7 +126,7 @@ def make_run(
     if "+" in method:
         write_json(folder / "posthoc.json", {"name": "temperature", "temperature": 1.9 + 0.05 * seed, "items": 60})
     if method == "uq4ct":
-        AbstainRule(0.7, 0.85, 0.95, n=60, kept=40, accuracy=0.9).save(folder / "abstain.json")
+        RULE.save(folder / "abstain.json")
     _write_log(folder / "training_log.jsonl", router, seed)
     write_manifest(folder, ["uq4ct.json", "environment.json", "training_log.jsonl"])
     return folder

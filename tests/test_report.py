@@ -18,6 +18,7 @@ from uq4ct import predictions
 from uq4ct.errors import UserError
 from uq4ct.manifest import write_json, write_manifest
 from uq4ct.metrics.intervals import wilson
+from uq4ct.posthoc.abstain import AbstainRule
 from uq4ct.report import build_report, table
 from uq4ct.report.figures.comparing import is_established
 from uq4ct.report.material import Series
@@ -534,6 +535,25 @@ def test_odd_answers_have_a_page_too(name: str, tmp_path: Path) -> None:
     assert Elements(page).open == []
     assert not re.search(r"\b(nan|inf)\b", page, re.IGNORECASE)
     assert ("Letter priors: the answers are confidences" in page) == (name == "confidences alone")
+
+
+def test_each_evaluation_is_shown_with_the_abstain_rule_that_it_was_made_under(tmp_path: Path) -> None:
+    """``predict --abstain-below`` saves its rule with the run, and leaves evaluations made under another, or none."""
+    run = make_run(tmp_path / "run", "uq4ct", 60, {"tiny": 0.0, "tiny-far": 0.16, "tiny-near": 0.06}, resamples=20)
+    write_manifest(run / "evaluations" / "tiny", rule=AbstainRule(0.5).to_dict())
+    write_manifest(run / "evaluations" / "tiny-far", rule=None)
+    write_manifest(run / "evaluations" / "tiny-near", rule=AbstainRule(0.95).to_dict())
+    AbstainRule(0.95).save(run / "abstain.json")
+    (section,) = (section for section in build(read_sources([run]))[0] if section.key == "abstaining")
+    shown = {group.title: group.blocks[0].rows[0][-1] for group in section.groups}
+    first, now = (f"abstains below confidence {threshold}, chosen by hand" for threshold in (0.5, 0.95))
+    assert (shown["tiny"].text, shown["tiny"].small) == (first, f"the run's rule now: {now}")
+    assert (shown["tiny-far"].text, shown["tiny-far"].small) == ("none", f"the run's rule now: {now}")
+    assert (shown["tiny-near"].text, shown["tiny-near"].small) == (now, "")
+    assert "0.95" not in section.intro
+    write_manifest(run / "evaluations" / "tiny", rule={"threshold": "high"})
+    with pytest.raises(UserError, match=r"tiny/manifest\.json: not an abstain rule"):
+        read_sources([run])
 
 
 def test_runs_of_other_options_are_no_seeds_of_one_method(tmp_path: Path) -> None:

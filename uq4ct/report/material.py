@@ -21,6 +21,7 @@ class Member:
     answers: Answers
     questions: str  # changes with the questions and their labels
     surest_mistakes: tuple[Json, ...] = ()
+    rule: str | None = None  # what the abstain rule applied here promises, empty without one; None where it is not told
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class RunFacts:
     environment: Json = field(default_factory=dict)
     log: tuple[Json, ...] = ()
     finished: bool = True
-    rule: str = ""  # what the abstain rule promises
+    rule: str = ""  # what the abstain rule saved last promises; evaluations may have been made under another
     posthoc: Json = field(default_factory=dict)  # the calibrator of a method with a suffix
     calibration: str = ""  # the file of answers on the calibration split, where it is kept
 

@@ -169,7 +169,8 @@ def _run(folder: Path, named: Mapping[Path, str]) -> _Part:
         rows = predictions.read(path)
         if any(row["label"] is not None for row in rows):
             metrics = _complete(_json(path.parent / "metrics.json"), rows)
-            evaluations[path.parent.name] = _member(seed, metrics, rows)  # "task", or "task.split" for another split
+            member = replace(_member(seed, metrics, rows), rule=_rule(path.with_name(MANIFEST)))
+            evaluations[path.parent.name] = member  # "task", or "task.split" for another split
     place = {name: number for number, name in enumerate(_order(facts))}
     ordered = sorted(evaluations, key=lambda name: (place.get(name, len(place)), name))
     rule, kept = folder / "abstain.json", folder / "calibration.jsonl"
@@ -192,6 +193,20 @@ def _run(folder: Path, named: Mapping[Path, str]) -> _Part:
     method = str(asked_for or facts.get("method") or folder.name)
     own = {name: evaluations[name] for name in ordered}
     return _Part(str(folder), method, seed, own, run, fit, is_cell=folder.resolve() in named)
+
+
+def _rule(manifest: Path) -> str | None:
+    """Return what the abstain rule of an evaluation promises, empty where none was applied, None where it is not told.
+
+    The rule that the run holds may be a later one: a prediction saves its rule and leaves evaluations as they are.
+    """
+    facts = _json(manifest)
+    if facts.get("rule") is None:
+        return "" if "rule" in facts else None
+    try:
+        return AbstainRule.from_dict(facts["rule"]).describe()
+    except UserError as error:
+        raise UserError(f"{manifest}: {error}; evaluate again") from error
 
 
 def _options(folder: Path) -> str:
