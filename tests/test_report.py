@@ -21,10 +21,11 @@ from uq4ct.metrics.intervals import wilson
 from uq4ct.posthoc.abstain import AbstainRule
 from uq4ct.report import build_report, table
 from uq4ct.report.figures.comparing import is_established
+from uq4ct.report.files import tables_of
 from uq4ct.report.material import Series
 from uq4ct.report.scaling import scaled
 from uq4ct.report.sections import build
-from uq4ct.report.sections.verdict import standing
+from uq4ct.report.sections.verdict import headline, overview, standing, verdict
 from uq4ct.report.sources import read_sources
 
 
@@ -554,6 +555,31 @@ def test_each_evaluation_is_shown_with_the_abstain_rule_that_it_was_made_under(t
     write_manifest(run / "evaluations" / "tiny", rule={"threshold": "high"})
     with pytest.raises(UserError, match=r"tiny/manifest\.json: not an abstain rule"):
         read_sources([run])
+
+
+def test_methods_that_answered_different_questions_are_not_ranked(tmp_path: Path) -> None:
+    """Two files that name no task are one task, and so are evaluations of one name, whatever questions they hold."""
+    for name, shift in (("obqa", 0.0), ("arc", 0.16)):
+        rows = made_rows(40, shift, 0.0, 1.5, False, "m")
+        kept = [{"id": f"{name}-{row['id']}", **{key: row[key] for key in ("probabilities", "label")}} for row in rows]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+        (tmp_path / f"{name}2.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept[::-1]))
+    runs = [make_run(tmp_path / m, m, n, {"tiny": 0.0}, resamples=20) for m, n in (("lora", 40), ("mixlora", 50))]
+    for sources in ([tmp_path / "obqa.jsonl", tmp_path / "arc.jsonl"], runs):
+        material = read_sources(sources)
+        (task,) = material.tasks
+        said = f"On {task} the methods answered different questions (ids or right answers differ): no ranking."
+        assert headline(material)[0] == said
+        assert not re.search("lowest|leads", " ".join(headline(material)))
+        assert overview(material).caption.startswith("Not sorted")
+        (group,) = verdict(material).groups
+        assert "the methods answered different questions" in group.facts
+        assert not any(cell.strong for row in group.blocks[0].rows for cell in row)
+        assert said in tables_of(material)["table.md"]
+    assert "n = 40 and 50" in tables_of(material)["table.md"]
+    alike = read_sources([tmp_path / "obqa.jsonl", tmp_path / "obqa2.jsonl"])
+    assert "has the lowest NLL" in headline(alike)[0]
+    assert any(cell.strong for row in verdict(alike).groups[0].blocks[0].rows for cell in row)
 
 
 def test_runs_of_other_options_are_no_seeds_of_one_method(tmp_path: Path) -> None:

@@ -229,10 +229,21 @@ def _object(facts: Json, key: str) -> Json:
 
 def _member(seed: Any, metrics: Json, rows: list[Any]) -> Member:
     """Keep the answers as arrays, and of the texts only those of the surest mistakes."""
-    asked = json.dumps([(row["id"], row["label"]) for row in rows]).encode()
+    pairs = [(row["id"], row["label"]) for row in rows]
+    scored = sorted((row["id"], _right_answer(row)) for row in rows if row["correct"] is not None)
     wrong = [row for row in rows if row.get("correct") is False and row["probabilities"]]
     surest = tuple(sorted(wrong, key=lambda row: -row["confidence"])[:MISTAKES])
-    return Member(seed, metrics, Answers.of_rows(rows), hashlib.sha256(asked).hexdigest(), surest)
+    return Member(seed, metrics, Answers.of_rows(rows), _digest(pairs), _digest(scored), surest)
+
+
+def _right_answer(row: Json) -> str:
+    """Return the place of the right answer, however a file calls its choices; its name where there are no choices."""
+    choices = list(row["probabilities"] or ())
+    return str(choices.index(row["label"])) if row["label"] in choices else str(row["label"])
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def _complete(metrics: Json, rows: list[Any]) -> Json:
