@@ -81,7 +81,7 @@ def make_run(
     """
     bare, options = re.sub(r"\[.*\]", "", method), "".join(re.findall(r"\[.*\]", method))
     weakness, sharpness = METHODS.get(method.partition("+")[0], (0.0, 1.5))
-    sharpness = 1.0 if "+" in method else sharpness
+    sharpness = 1.0 if "+" in bare else sharpness
     router = method.partition("+")[0] in ("mixlora", "uq4ct")
     for task, shift in tasks.items():
         place = folder / "evaluations" / task.replace("/", "_")
@@ -123,7 +123,7 @@ def make_run(
     if calibration:
         kept = made_rows(calibration, 0.01, weakness, sharpness, router, method, seed)
         predictions.write(folder / "calibration.jsonl", kept)
-    if "+" in method:
+    if "+" in bare:
         write_json(folder / "posthoc.json", {"name": "temperature", "temperature": 1.9 + 0.05 * seed, "items": 60})
     if method == "uq4ct":
         RULE.save(folder / "abstain.json")

@@ -423,6 +423,14 @@ def test_a_temperature_that_no_cell_has_is_fitted_on_the_calibration_split(tmp_p
     assert entry.scaled["nll"] < entry.raw["nll"]
 
 
+def test_a_plus_within_the_options_of_a_method_is_no_suffix(tmp_path: Path) -> None:
+    name = "lora[train.learning_rate=1e+3]"
+    run = make_run(tmp_path / "lora", name, 40, {"tiny": 0.0}, resamples=20, calibration=120)
+    write_json(run / "cell.json", {"method": name})
+    (entry,) = scaled(read_sources([run]))["tiny"]
+    assert entry.label == name
+
+
 def nll_at(row: dict, temperature: float) -> float:
     logits = np.array(row["logits"]) / temperature
     logits -= logits.max()
