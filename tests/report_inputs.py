@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html.parser
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from uq4ct.report import comparison
 
 TASKS = {"tiny": 0.0, "tiny-near": 0.06, "tiny-far": 0.16, "tiny-unanswerable": 0.45}
 METHODS = {"zero_shot": (0.09, 1.3), "lora": (0.0, 2.1), "mixlora": (0.01, 1.9), "uq4ct": (0.0, 1.35)}
+RULE = AbstainRule(0.7, 0.85, 0.95, n=60, kept=40, accuracy=0.9)  # of every run of uq4ct
 STRATA = {"often": 1.0, "rare": 0.6, "contradicted": 0.35}
 PAYLOAD = "<script>alert(1)</script><img src=x onerror=alert(2)> $\\frac{1}{2}$ \"'&"
 
@@ -73,9 +75,13 @@ def make_run(
     seed: int = 1,
     calibration: int = 0,
 ) -> Path:
-    """Write a run folder with an evaluation per task, as ``train`` and ``evaluate`` leave it."""
+    """Write a run folder with an evaluation per task, as ``train`` and ``evaluate`` leave it.
+
+    Options of a method, ``lora[rank=4]``, are in its configuration only.
+    """
+    bare, options = re.sub(r"\[.*\]", "", method), "".join(re.findall(r"\[.*\]", method))
     weakness, sharpness = METHODS.get(method.partition("+")[0], (0.0, 1.5))
-    sharpness = 1.0 if "+" in method else sharpness
+    sharpness = 1.0 if "+" in bare else sharpness
     router = method.partition("+")[0] in ("mixlora", "uq4ct")
     for task, shift in tasks.items():
         place = folder / "evaluations" / task.replace("/", "_")
@@ -85,16 +91,16 @@ def make_run(
         metrics = {
             "task": task,
             "split": "test",
-            "method": method,
+            "method": bare,
             "seed": seed,
             **summarize(rows, resamples=resamples),
         }
         metrics["data"] = {"path": f"{task}.jsonl", "sha256": "5d41402abc4b2a76b9719d911017c592"}
         metrics |= {"prompt": {"hash": "3f2a9c", "scoring": "letters"}, "dtype": "float32", "passes": 1}
         write_json(place / "metrics.json", metrics)
-        write_manifest(place)
+        write_manifest(place, rule=RULE.to_dict() if method == "uq4ct" else None)
     facts = {
-        "method": method,
+        "method": bare,
         "seed": seed,
         "task": "tiny",
         "n": 540,
@@ -110,15 +116,17 @@ def make_run(
         "data": {"path": "train.jsonl"},
     }
     write_json(folder / "uq4ct.json", facts)
-    (folder / "config.yaml").write_text(f"method: {{name: '{method}', answer_loss: choices}}\nmodel: {{name: tiny}}\n")
+    own = f", options: '{options}'" if options else ""
+    config = f"method: {{name: '{bare}', answer_loss: choices{own}}}\nmodel: {{name: tiny}}\n"
+    (folder / "config.yaml").write_text(config)
     write_json(folder / "environment.json", {"uq4ct": "0.1.0", "device": "cpu", "packages": {"torch": "2.13"}})
     if calibration:
         kept = made_rows(calibration, 0.01, weakness, sharpness, router, method, seed)
         predictions.write(folder / "calibration.jsonl", kept)
-    if "+" in method:
+    if "+" in bare:
         write_json(folder / "posthoc.json", {"name": "temperature", "temperature": 1.9 + 0.05 * seed, "items": 60})
     if method == "uq4ct":
-        AbstainRule(0.7, 0.85, 0.95, n=60, kept=40, accuracy=0.9).save(folder / "abstain.json")
+        RULE.save(folder / "abstain.json")
     _write_log(folder / "training_log.jsonl", router, seed)
     write_manifest(folder, ["uq4ct.json", "environment.json", "training_log.jsonl"])
     return folder
@@ -151,9 +159,10 @@ def make_comparison(
     scored, cells = [], []
     for method in methods:
         for seed in seeds:
-            cell = folder / "cells" / f"{method.replace('+', '-')}-tiny-seed{seed}-0123456789ab"
+            name = re.sub(r"[^\w.]+", "-", method)
+            cell = folder / "cells" / f"{name}-tiny-seed{seed}-0123456789ab"
             make_run(cell, method, n, tasks, resamples, seed)
-            write_json(cell / "cell.json", {"evaluation_seconds": 14.9})
+            write_json(cell / "cell.json", {"method": method, "evaluation_seconds": 14.9})
             scored.append(comparison.Scored(method, seed, cell, tuple(tasks)))
             cells.append(
                 {

@@ -18,14 +18,16 @@ from uq4ct import predictions
 from uq4ct.errors import UserError
 from uq4ct.manifest import write_json, write_manifest
 from uq4ct.metrics.intervals import wilson
+from uq4ct.posthoc.abstain import AbstainRule
 from uq4ct.report import build_report, table
 from uq4ct.report.differences import is_established, verdict_of
 from uq4ct.report.drawing import Spots
 from uq4ct.report.figures.comparing import forest
+from uq4ct.report.files import tables_of
 from uq4ct.report.material import Series
 from uq4ct.report.scaling import scaled
 from uq4ct.report.sections import build
-from uq4ct.report.sections.verdict import headline, standing
+from uq4ct.report.sections.verdict import headline, overview, standing, verdict
 from uq4ct.report.sources import read_sources
 
 
@@ -257,6 +259,42 @@ def test_a_comparison_is_taken_at_its_word(compared: Path) -> None:
         assert material.fitted_on == "tiny"
 
 
+def test_a_method_with_options_has_its_own_numbers_differences_and_verdict_beside_the_plain_one(tmp_path: Path) -> None:
+    """A run's facts know its bare method: taken by it, ``lora[rank=4]`` would get the row of ``lora``."""
+    folder = make_comparison(tmp_path / "cmp", ("lora", "lora[rank=4]"), {"tiny": 0.0})
+    results = json.loads((folder / "results.json").read_text())["results"]
+    assert results[0]["nll"] != results[1]["nll"]
+    for source in (folder, folder / "cells"):
+        material = read_sources([source])
+        assert material.labels == ("lora", "lora[rank=4]")
+        assert [series.result for series in material.series] == results
+    (section,) = (section for section in build(material)[0] if section.key == "differences")
+    drawn, verdicts = section.groups[0].blocks
+    assert {row["method"] for row in drawn.figure.numbers} == {"lora[rank=4]"}
+    assert [row[0].text for row in verdicts.rows] == ["lora[rank=4]"]
+    (folder / "results.json").unlink()
+    assert sorted(read_sources([folder]).labels) == ["lora", "lora[rank=4]"]
+
+
+def test_runs_beside_a_comparison_get_their_own_numbers_and_leave_it_its_name(tmp_path: Path) -> None:
+    """Method, task, split and seeds may all be those of cells; only the folder tells whose numbers they are."""
+    folder = make_comparison(tmp_path / "cmp", ("lora", "mixlora"), {"tiny": 0.0})
+    results = json.loads((folder / "results.json").read_text())["results"]
+    loose = []
+    for seed in (1, 2):
+        run = make_run(tmp_path / "loose" / f"s{seed}", "uq4ct", 60, {"tiny": 0.0}, resamples=20, seed=seed)
+        write_json(run / "uq4ct.json", {**json.loads((run / "uq4ct.json").read_text()), "method": "mixlora"})
+        (run / "config.yaml").write_text("train: {learning_rate: 0.9}\n")
+        loose.append(json.loads((run / "evaluations" / "tiny" / "metrics.json").read_text())["nll"])
+    fresh = make_run(tmp_path / "fresh", "lora", 60, {"tiny": 0.0}, resamples=20, seed=3)
+    material = read_sources([folder, tmp_path / "loose", fresh])
+    assert material.labels == ("lora", "mixlora", f"mixlora ({tmp_path / 'loose' / 's1'})", "lora seed 3")
+    assert [series.result for series in material.series[:2]] == results
+    assert material.series[2].value("nll") == pytest.approx(np.mean(loose)) != results[1]["nll"]
+    (section,) = (section for section in build(material)[0] if section.key == "differences")
+    assert {row["method"] for row in section.groups[0].blocks[0].figure.numbers} == {"mixlora"}
+
+
 def test_a_comparison_that_still_runs_shows_its_finished_cells(compared: Path, tmp_path: Path) -> None:
     shutil.copytree(compared, tmp_path / "cmp")
     (tmp_path / "cmp" / "results.json").unlink()
@@ -392,6 +430,14 @@ def test_a_temperature_that_no_cell_has_is_fitted_on_the_calibration_split(tmp_p
     evaluated = predictions.read(run / "evaluations" / "tiny" / "predictions.jsonl")
     assert entry.scaled["nll"] == pytest.approx(np.mean([nll_at(row, entry.temperatures[0]) for row in evaluated]))
     assert entry.scaled["nll"] < entry.raw["nll"]
+
+
+def test_a_plus_within_the_options_of_a_method_is_no_suffix(tmp_path: Path) -> None:
+    name = "lora[train.learning_rate=1e+3]"
+    run = make_run(tmp_path / "lora", name, 40, {"tiny": 0.0}, resamples=20, calibration=120)
+    write_json(run / "cell.json", {"method": name})
+    (entry,) = scaled(read_sources([run]))["tiny"]
+    assert entry.label == name
 
 
 def nll_at(row: dict, temperature: float) -> float:
@@ -535,6 +581,50 @@ def test_odd_answers_have_a_page_too(name: str, tmp_path: Path) -> None:
     assert Elements(page).open == []
     assert not re.search(r"\b(nan|inf)\b", page, re.IGNORECASE)
     assert ("Letter priors: the answers are confidences" in page) == (name == "confidences alone")
+
+
+def test_each_evaluation_is_shown_with_the_abstain_rule_that_it_was_made_under(tmp_path: Path) -> None:
+    """``predict --abstain-below`` saves its rule with the run, and leaves evaluations made under another, or none."""
+    run = make_run(tmp_path / "run", "uq4ct", 60, {"tiny": 0.0, "tiny-far": 0.16, "tiny-near": 0.06}, resamples=20)
+    write_manifest(run / "evaluations" / "tiny", rule=AbstainRule(0.5).to_dict())
+    write_manifest(run / "evaluations" / "tiny-far", rule=None)
+    write_manifest(run / "evaluations" / "tiny-near", rule=AbstainRule(0.95).to_dict())
+    AbstainRule(0.95).save(run / "abstain.json")
+    (section,) = (section for section in build(read_sources([run]))[0] if section.key == "abstaining")
+    shown = {group.title: group.blocks[0].rows[0][-1] for group in section.groups}
+    first, now = (f"abstains below confidence {threshold}, chosen by hand" for threshold in (0.5, 0.95))
+    assert (shown["tiny"].text, shown["tiny"].small) == (first, f"the run's rule now: {now}")
+    assert (shown["tiny-far"].text, shown["tiny-far"].small) == ("none", f"the run's rule now: {now}")
+    assert (shown["tiny-near"].text, shown["tiny-near"].small) == (now, "")
+    assert "0.95" not in section.intro
+    write_manifest(run / "evaluations" / "tiny", rule={"threshold": "high"})
+    with pytest.raises(UserError, match=r"tiny/manifest\.json: not an abstain rule"):
+        read_sources([run])
+
+
+def test_methods_that_answered_different_questions_are_not_ranked(tmp_path: Path) -> None:
+    """Two files that name no task are one task, and so are evaluations of one name, whatever questions they hold."""
+    for name, shift in (("obqa", 0.0), ("arc", 0.16)):
+        rows = made_rows(40, shift, 0.0, 1.5, False, "m")
+        kept = [{"id": f"{name}-{row['id']}", **{key: row[key] for key in ("probabilities", "label")}} for row in rows]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+        (tmp_path / f"{name}2.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept[::-1]))
+    runs = [make_run(tmp_path / m, m, n, {"tiny": 0.0}, resamples=20) for m, n in (("lora", 40), ("mixlora", 50))]
+    for sources in ([tmp_path / "obqa.jsonl", tmp_path / "arc.jsonl"], runs):
+        material = read_sources(sources)
+        (task,) = material.tasks
+        said = f"On {task} the methods answered different questions (ids or right answers differ): no ranking."
+        assert headline(material)[0] == said
+        assert not re.search("lowest|leads", " ".join(headline(material)))
+        assert overview(material).caption.startswith("Not sorted")
+        (group,) = verdict(material).groups
+        assert "the methods answered different questions" in group.facts
+        assert not any(cell.strong for row in group.blocks[0].rows for cell in row)
+        assert said in tables_of(material)["table.md"]
+    assert "n = 40 and 50" in tables_of(material)["table.md"]
+    alike = read_sources([tmp_path / "obqa.jsonl", tmp_path / "obqa2.jsonl"])
+    assert "has the lowest NLL" in headline(alike)[0]
+    assert any(cell.strong for row in verdict(alike).groups[0].blocks[0].rows for cell in row)
 
 
 def test_runs_of_other_options_are_no_seeds_of_one_method(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def text(found: Result) -> str:
             name = _plain(row["method"])
             lines += [[name, *cells]] if len(name) <= LONG else [[name], ["", *cells]]
         said = [_wrapped(line) for line in (*_verdict_lines(found, task, split), *_calibration_lines(rows))]
-        blocks.append("\n".join([f"{_plain(task)} ({split}, n = {rows[0]['n']:,})", _aligned(lines), "", *said]))
+        blocks.append("\n".join([f"{_plain(task)} ({split}, n = {_sizes(rows)})", _aligned(lines), "", *said]))
     blocks += [_wrapped(f"{_plain(name)}: no data. {_plain(reason)}") for name, reason in found["absent"].items()]
     return "\n\n".join([*blocks, "\n".join(_wrapped(_plain(note)) for note in found["notes"])])
 
@@ -60,7 +60,7 @@ def markdown(found: Result) -> str:
         ]
         said = (*_verdict_lines(found, task, split), *_calibration_lines(rows))
         listed = "\n".join(f"* {_md(line)}" for line in said)
-        parts += [f"**{_md(task)}** ({split}, n = {rows[0]['n']:,})", _md_table(header, lines, 1), listed]
+        parts += [f"**{_md(task)}** ({split}, n = {_sizes(rows)})", _md_table(header, lines, 1), listed]
     parts += [f"**{_md(name)}**: no data. {_md(reason)}" for name, reason in found["absent"].items()]
     return "\n\n".join([*parts, *_uses(found), *map(_md, found["notes"])]) + "\n"
 
@@ -133,8 +133,7 @@ def latex(found: Result) -> str:
     by_name = {(row["task"], row["split"], row["method"]): row for row in results}
     lines = [f"% {_plain(note)}" for note in found["notes"]]
     lines += [f"% no data: {_plain(name)}: {_plain(reason)}" for name, reason in found["absent"].items()]
-    sizes = {key: next(row["n"] for row in results if (row["task"], row["split"]) == key) for key in tasks}
-    lines += [f"% {_plain(task)}: {split}, n = {sizes[task, split]}" for task, split in tasks]
+    lines += [f"% {_plain(task)}: {split}, n = {_sizes(rows, 'd')}" for (task, split), rows in _by_task(results)]
     heads = " & ".join(["Metrics", "Methods", *(_tex(task) for task, _ in tasks)])
     lines += [rf"\begin{{tabular}}{{ll{'c' * len(tasks)}}}", r"\toprule", rf"{heads} \\"]
     for column in (column for key in BLOCKS for column in COLUMNS if column.key == key):
@@ -212,6 +211,11 @@ def _calibration_lines(rows: Sequence[Result]) -> Iterator[str]:
 def _by_task(rows: Sequence[Result]) -> Iterator[tuple[tuple[str, str], list[Result]]]:
     for key in dict.fromkeys((row["task"], row["split"]) for row in rows):
         yield key, [row for row in rows if (row["task"], row["split"]) == key]
+
+
+def _sizes(rows: Sequence[Result], form: str = ",") -> str:
+    """Print how many questions the methods answered: one number in a comparison, not always in a report of files."""
+    return " and ".join(format(n, form) for n in sorted({row["n"] for row in rows}))
 
 
 def _columns(rows: Sequence[Result]) -> list[Column]:

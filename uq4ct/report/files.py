@@ -18,6 +18,7 @@ from uq4ct.report.drawing import svg_file
 from uq4ct.report.figures.base import Figure
 from uq4ct.report.material import Material, Series
 from uq4ct.report.rendering import render
+from uq4ct.report.sections.verdict import MIXED
 from uq4ct.report.tables import spreadsheet_text
 
 Json = Mapping[str, Any]
@@ -74,7 +75,8 @@ def _row(series: Series) -> dict[str, Any]:
 def _notes(material: Material) -> list[str]:
     settings = material.settings
     means = " Means over seeds, ± their standard deviation." if material.has_seeds else ""
-    return [f"ECE with {settings['bins']} bins, {settings['binning']}; intervals {100 * settings['level']:g} %.{means}"]
+    how = f"ECE with {settings['bins']} bins, {settings['binning']}; intervals {100 * settings['level']:g} %.{means}"
+    return [how, *(f"On {task} {MIXED}: no ranking." for task in material.mixed)]
 
 
 def refuse_bad_folder(folder: Path) -> None:

@@ -19,8 +19,10 @@ class Member:
     seed: Any
     metrics: Json
     answers: Answers
-    questions: str  # changes with the questions and their labels
+    questions: str  # changes with the questions, their labels and their order
+    asked: str  # changes with the labelled questions and their right answers, in whatever order they stand
     surest_mistakes: tuple[Json, ...] = ()
+    rule: str | None = None  # what the abstain rule applied here promises, empty without one; None where it is not told
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class RunFacts:
     environment: Json = field(default_factory=dict)
     log: tuple[Json, ...] = ()
     finished: bool = True
-    rule: str = ""  # what the abstain rule promises
+    rule: str = ""  # what the abstain rule saved last promises; evaluations may have been made under another
     posthoc: Json = field(default_factory=dict)  # the calibrator of a method with a suffix
     calibration: str = ""  # the file of answers on the calibration split, where it is kept
 
@@ -165,6 +167,12 @@ class Material:
     def has_variants(self) -> bool:
         """Whether a method is shown with and without a calibrator."""
         return any(map(self.is_variant, self.labels))
+
+    @cached_property
+    def mixed(self) -> tuple[str, ...]:
+        """Tasks on which the methods answered different questions, as files of one name may hold: no ranking there."""
+        asked = {task: {member.asked for s in self.of_task(task) for member in s.members} for task in self.tasks}
+        return tuple(task for task in self.tasks if len(asked[task]) > 1)
 
     def of_task(self, task: str) -> tuple[Series, ...]:
         """Return the methods on one task."""

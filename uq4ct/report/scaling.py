@@ -29,7 +29,7 @@ def scaled(material: Material) -> dict[str, list[Scaled]]:
     entries: dict[str, list[Scaled]] = {}
     for task in material.tasks:
         for series in material.of_task(task):
-            if "+" in series.label:
+            if "+" in series.label.rpartition("]")[2]:  # a suffix; within the options it is part of a number, 1e+3
                 continue
             twin = material.find(series.label + SUFFIX, task)
             entry = _from_twin(material, series, twin) if twin else None

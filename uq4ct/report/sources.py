@@ -38,13 +38,14 @@ def read_sources(sources: Sequence[Path | str], read: Read = predictions.read, s
     if len(comparisons) > 1:
         places = " and ".join(found.place for found in comparisons)
         raise UserError(f"a report shows one comparison, got {places}; run one `uq4ct compare` with all methods")
-    parts = [part for source in sources for part in _read(Path(source), read, say)]
+    comparison = comparisons[0] if comparisons else None
+    named = _named(comparison)
+    parts = [part for source in sources for part in _read(Path(source), read, say, named)]
     if not any(part.evaluations for part in parts):
         places = ", ".join(part.place for part in parts)
         raise UserError(f"{places}: no evaluation yet; `uq4ct evaluate RUN --data ...` makes one")
     groups = _groups(parts)
     labels = _labels(groups)
-    comparison = comparisons[0] if comparisons else None
     series = [
         one for label, group in zip(labels, groups, strict=True) for one in _series(label, group, comparison, say)
     ]
@@ -67,6 +68,7 @@ class _Part:
     evaluations: Mapping[str, Member]
     run: RunFacts | None = None
     fit: tuple[Any, ...] = ()  # what seeds of one method have in common
+    is_cell: bool = False  # of the report's comparison, told by its folder
 
 
 def _comparison(source: Path) -> Comparison | None:
@@ -81,7 +83,16 @@ def _comparison(source: Path) -> Comparison | None:
     return Comparison(str(folder), found)
 
 
-def _read(source: Path, read: Read, say: Say) -> Iterator[_Part]:
+def _named(comparison: Comparison | None) -> dict[Path, str]:
+    """Return the complete cells of a comparison, and how its results call the method of each, options included."""
+    if comparison is None:
+        return {}
+    cells = [cell for cell in comparison.rows("cells") if cell.get("status") == "complete"]
+    place = Path(comparison.place) / "cells"
+    return {(place / Path(cell["folder"]).name).resolve(): str(cell.get("method") or "") for cell in cells}
+
+
+def _read(source: Path, read: Read, say: Say, named: Mapping[Path, str]) -> Iterator[_Part]:
     if source.is_file() or _has_samples(source):
         yield from _file(source, read)
         return
@@ -90,7 +101,7 @@ def _read(source: Path, read: Read, say: Say) -> Iterator[_Part]:
     for number, folder in enumerate(folders := _folders(source), 1):
         if len(folders) > 10 and number % 10 == 0:
             say(f"read {number} of {len(folders)} runs")
-        yield _run(folder)
+        yield _run(folder, named)
 
 
 def _has_samples(source: Path) -> bool:
@@ -147,7 +158,8 @@ def _file(path: Path, read: Read) -> Iterator[_Part]:
         yield _Part(str(path), str(method or path.stem), seed, evaluations)
 
 
-def _run(folder: Path) -> _Part:
+def _run(folder: Path, named: Mapping[Path, str]) -> _Part:
+    """Read a run; a cell is called as it was asked for, ``uq4ct[top_k=3]``: its facts know the bare name only."""
     facts = _json(folder / "uq4ct.json")
     seed = facts.get("seed")
     evaluations = {}
@@ -157,7 +169,8 @@ def _run(folder: Path) -> _Part:
         rows = predictions.read(path)
         if any(row["label"] is not None for row in rows):
             metrics = _complete(_json(path.parent / "metrics.json"), rows)
-            evaluations[path.parent.name] = _member(seed, metrics, rows)  # "task", or "task.split" for another split
+            member = replace(_member(seed, metrics, rows), rule=_rule(path.with_name(MANIFEST)))
+            evaluations[path.parent.name] = member  # "task", or "task.split" for another split
     place = {name: number for number, name in enumerate(_order(facts))}
     ordered = sorted(evaluations, key=lambda name: (place.get(name, len(place)), name))
     rule, kept = folder / "abstain.json", folder / "calibration.jsonl"
@@ -176,8 +189,24 @@ def _run(folder: Path) -> _Part:
     base, prompt = _object(facts, "base"), _object(facts, "prompt")
     names = (facts.get("task"), facts.get("n"), base.get("fingerprint"), prompt.get("hash"), _options(folder))
     fit = tuple(map(str, names))
-    method = str(facts.get("method") or folder.name)
-    return _Part(str(folder), method, seed, {name: evaluations[name] for name in ordered}, run, fit)
+    asked_for = named.get(folder.resolve()) or _json(folder / "cell.json").get("method")
+    method = str(asked_for or facts.get("method") or folder.name)
+    own = {name: evaluations[name] for name in ordered}
+    return _Part(str(folder), method, seed, own, run, fit, is_cell=folder.resolve() in named)
+
+
+def _rule(manifest: Path) -> str | None:
+    """Return what the abstain rule of an evaluation promises, empty where none was applied, None where it is not told.
+
+    The rule that the run holds may be a later one: a prediction saves its rule and leaves evaluations as they are.
+    """
+    facts = _json(manifest)
+    if facts.get("rule") is None:
+        return "" if "rule" in facts else None
+    try:
+        return AbstainRule.from_dict(facts["rule"]).describe()
+    except UserError as error:
+        raise UserError(f"{manifest}: {error}; evaluate again") from error
 
 
 def _options(folder: Path) -> str:
@@ -200,10 +229,21 @@ def _object(facts: Json, key: str) -> Json:
 
 def _member(seed: Any, metrics: Json, rows: list[Any]) -> Member:
     """Keep the answers as arrays, and of the texts only those of the surest mistakes."""
-    asked = json.dumps([(row["id"], row["label"]) for row in rows]).encode()
+    pairs = [(row["id"], row["label"]) for row in rows]
+    scored = sorted((row["id"], _right_answer(row)) for row in rows if row["correct"] is not None)
     wrong = [row for row in rows if row.get("correct") is False and row["probabilities"]]
     surest = tuple(sorted(wrong, key=lambda row: -row["confidence"])[:MISTAKES])
-    return Member(seed, metrics, Answers.of_rows(rows), hashlib.sha256(asked).hexdigest(), surest)
+    return Member(seed, metrics, Answers.of_rows(rows), _digest(pairs), _digest(scored), surest)
+
+
+def _right_answer(row: Json) -> str:
+    """Return the place of the right answer, however a file calls its choices; its name where there are no choices."""
+    choices = list(row["probabilities"] or ())
+    return str(choices.index(row["label"])) if row["label"] in choices else str(row["label"])
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def _complete(metrics: Json, rows: list[Any]) -> Json:
@@ -222,7 +262,10 @@ def _order(facts: Json) -> tuple[str, ...]:
 
 
 def _groups(parts: Sequence[_Part]) -> list[list[_Part]]:
-    """Put the seeds of one method together: same fit, another seed, the same questions on the tasks they share."""
+    """Put the seeds of one method together: same fit, another seed, the same questions on the tasks they share.
+
+    A run that is no cell of the comparison stays apart from its cells: the comparison knows nothing of that seed.
+    """
     groups: list[list[_Part]] = []
     for part in parts:
         fitting = (group for group in groups if all(_is_sibling(part, other) for other in group))
@@ -234,7 +277,9 @@ def _groups(parts: Sequence[_Part]) -> list[list[_Part]]:
 
 
 def _is_sibling(part: _Part, other: _Part) -> bool:
-    if part.method != other.method or part.fit != other.fit or (part.run is None) != (other.run is None):
+    if part.method != other.method or part.fit != other.fit or part.is_cell != other.is_cell:
+        return False
+    if (part.run is None) != (other.run is None):
         return False
     shared = set(part.evaluations) & set(other.evaluations)
     if part.seed == other.seed or None in (part.seed, other.seed):  # perhaps two files of one method, a task each
@@ -249,14 +294,14 @@ def _alike(one: Member, other: Member) -> bool:
 def _series(label: str, group: Sequence[_Part], comparison: Comparison | None, say: Say) -> Iterator[Series]:
     for task in dict.fromkeys(task for part in group for task in part.evaluations):
         members = tuple(part.evaluations[task] for part in group if task in part.evaluations)
-        known = _known(group[0].method, members, comparison) if group[0].run else None
+        known = _known(group[0].method, members, comparison) if group[0].is_cell else None
         if known is None and len(members) > 1:
             say(f"intervals over {len(members)} seeds: {label} on {task}")
         yield Series(label, task, members, known or result_of(members))
 
 
 def _known(method: str, members: Sequence[Member], comparison: Comparison | None) -> Json | None:
-    """Return what a comparison says about these very runs."""
+    """Return what a comparison says about its own cells; None where it says nothing of this task or all these seeds."""
     facts = members[0].metrics
     seeds = [member.seed for member in members]
     for row in comparison.rows("results") if comparison else ():
@@ -267,12 +312,17 @@ def _known(method: str, members: Sequence[Member], comparison: Comparison | None
 
 
 def _labels(groups: Sequence[Sequence[_Part]]) -> list[str]:
-    """Name each group by its method; add the seed, or at last the place, where that leaves two with one name."""
+    """Name each group by its method; add the seed, or at last the place, where that leaves two with one name.
+
+    A comparison's method keeps its name beside others: what the comparison says of it is found by that.
+    """
     labels = [group[0].method for group in groups]
+    cells = [group[0].method for group in groups if group[0].is_cell]
+    keeps = [group[0].is_cell and cells.count(group[0].method) == 1 for group in groups]
     for more in (_seed_in_words, lambda group: f" ({group[0].place})"):
         labels = [
-            label + more(group) if labels.count(label) > 1 else label
-            for label, group in zip(labels, groups, strict=True)
+            label + more(group) if labels.count(label) > 1 and not kept else label
+            for label, group, kept in zip(labels, groups, keeps, strict=True)
         ]
     return labels
 

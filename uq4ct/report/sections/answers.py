@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from uq4ct.report.blocks import Block, Cell, Drawn, Group, Mistakes, Section, Table, number, said, shortened
 from uq4ct.report.figures import router
 from uq4ct.report.figures import training as training_figures
-from uq4ct.report.material import Json, Material, Series
+from uq4ct.report.material import Json, Material, Member, Series
 from uq4ct.report.tables import decimals, percent
 
 
@@ -48,35 +48,46 @@ def _strata(series: Series) -> Iterator[tuple[Cell, ...]]:
 
 
 def abstaining(material: Material) -> Section | None:
-    """Show what abstain rules let through."""
+    """Show what abstain rules let through, each evaluation with the rule that it was made under."""
+    present = {(run.label, run.seed): run.rule for run in material.runs}
     groups = []
     for task in material.tasks:
-        rows = tuple(row for one in material.of_task(task) for row in _answered(one))
+        series = material.of_task(task)
+        rows = tuple(row for s in series for m in s.members for row in _answered(s, m, present.get((s.label, m.seed))))
         if rows:
-            header = ("method", "answered %", "accuracy % of these", "accuracy % of all")
+            header = ("method", "answered %", "accuracy % of these", "accuracy % of all", "abstain rule")
             groups.append(Group(task, (Table(f"Abstaining on {task}", header, rows, hidden_caption=True),)))
     if not groups:
         return None
-    rules = dict.fromkeys(f"{run.label}: {run.rule}" for run in material.runs if run.rule)
     intro = (
-        "What the run's abstain rule lets through. Its promise holds for questions like those of the calibration "
-        f"split, not under shift. {'. '.join(rules)}"
+        "What the abstain rule of each evaluation lets through. Its promise holds for questions like those of the "
+        "calibration split, not under shift. Where a run was given another rule since, that stands below."
     )
-    return Section("abstaining", "Abstaining", "Abstaining", intro.strip(), tuple(groups))
+    return Section("abstaining", "Abstaining", "Abstaining", intro, tuple(groups))
 
 
-def _answered(series: Series) -> Iterator[tuple[Cell, ...]]:
-    for member in series.members:
-        answered = member.metrics.get("answered") or {"coverage": 1}
-        if answered["coverage"] < 1:
-            name = series.label if len(series.members) == 1 else f"{series.label} seed {member.seed}"
-            kept = {"accuracy": answered["accuracy"], "intervals": {"accuracy": answered["interval"]}}
-            yield (
-                said(name),
-                number(answered, "coverage", percent),
-                number(kept, "accuracy", percent),
-                number(member.metrics, "accuracy", percent),
-            )
+def _answered(series: Series, member: Member, present: str | None) -> Iterator[tuple[Cell, ...]]:
+    """Yield the row of an evaluation that abstains, or whose run has a rule; ``present`` is None without a run."""
+    everything = {"coverage": 1.0, "accuracy": member.metrics["accuracy"], "interval": None}
+    answered = member.metrics.get("answered") or everything
+    if answered["coverage"] < 1 or member.rule or present:
+        name = series.label if len(series.members) == 1 else f"{series.label} seed {member.seed}"
+        kept = {"accuracy": answered["accuracy"], "intervals": {"accuracy": answered["interval"]}}
+        yield (
+            said(name),
+            number(answered, "coverage", percent),
+            number(kept, "accuracy", percent),
+            number(member.metrics, "accuracy", percent),
+            _ruled(member.rule, present),
+        )
+
+
+def _ruled(rule: str | None, present: str | None) -> Cell:
+    """Print the rule of an evaluation and, where that differs, the one that its run has now."""
+    words = "not told" if rule is None else rule or "none"
+    if present is None or rule == present:
+        return said(words)
+    return said(words, f"the run's rule now: {present or 'none'}")
 
 
 def mistakes(material: Material) -> Section | None:

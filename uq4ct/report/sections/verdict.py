@@ -17,6 +17,7 @@ from uq4ct.report.tables import COLUMNS, Column, decimals, percent
 
 NAMED = 4  # more methods are counted
 CALIBRATED = "not distinguishable from calibrated"
+MIXED = "the methods answered different questions (ids or right answers differ)"
 
 
 class Standing(NamedTuple):
@@ -49,8 +50,13 @@ def standing(series: Series) -> Standing:
 
 
 def headline(material: Material) -> list[str]:
-    """Return the answer in sentences: who leads, how far its confidence can be trusted, here and under shift."""
+    """Return the answer in sentences: who leads, how far its confidence can be trusted, here and under shift.
+
+    Nobody leads where the methods answered different questions; each is then described by itself.
+    """
     home = material.fitted_on or material.tasks[0]
+    if home in material.mixed:
+        return [f"On {home} {MIXED}: no ranking.", *_each(material.of_task(home))]
     ranked = by_nll(material.of_task(home))
     best = ranked[0]
     return [*_lead(material, home, ranked), _trust(best), *_peers(ranked), *_elsewhere(material, home, best)]
@@ -91,6 +97,16 @@ def _overlap(ranked: Sequence[Series]) -> list[str]:
     return [f"The intervals of {len(close)} of the {len(ranked) - 1} others overlap with it: no ranking."]
 
 
+def _each(series: Sequence[Series]) -> list[str]:
+    """Describe each method by itself; of many, how many are calibrated."""
+    if len(series) > NAMED:
+        return _peers(series)
+    return [
+        f"{one.label} is {percent(one.result['accuracy'])} % right on its {one.n:,} questions. {_trust(one)}"
+        for one in series
+    ]
+
+
 def _trust(best: Series) -> str:
     null = best.result["ece_null"]
     return (
@@ -125,9 +141,10 @@ def _difference(material: Material, label: str, task: str) -> Json | None:
 
 
 def overview(material: Material) -> Table:
-    """Return all methods on all tasks at one glance, the lowest NLL first: ECE over its null band."""
+    """Return all methods on all tasks at one glance, the lowest NLL first where it can be: ECE over its null band."""
     home = material.fitted_on or material.tasks[0]
-    order = [series.label for series in by_nll(material.of_task(home))]
+    mixed = home in material.mixed
+    order = [] if mixed else [series.label for series in by_nll(material.of_task(home))]
     order += [label for label in material.labels if label not in order]
     scale = {task: _scale(material.of_task(task)) for task in material.tasks}
     verdicts = {str(row.get("method")): row for row in material.rows("verdicts") if row.get("task") == home}
@@ -140,9 +157,8 @@ def overview(material: Material) -> Table:
             cells.append(Cell("–") if series is None else _glance(series, scale[task], width))
         rows.append(tuple(cells))
     header = ("method", *(f"{task}, ECE %" for task in material.tasks))
-    caption = (
-        f"Sorted by NLL on {home}. Dot: ECE with its interval; grey: what a perfectly calibrated model would show."
-    )
+    ranks = f"Not sorted: on {home} {MIXED}." if mixed else f"Sorted by NLL on {home}."
+    caption = f"{ranks} Dot: ECE with its interval; grey: what a perfectly calibrated model would show."
     if verdicts and material.comparison:
         scaled = any(row.get("baseline") != material.comparison.baseline for row in verdicts.values())
         also = ", a scaled one against the scaled baseline" if scaled else ""
@@ -195,14 +211,17 @@ def verdict(material: Material) -> Section:
         f"{level} % of perfectly calibrated models fall: a hollow dot inside it is no evidence of miscalibration. The "
         "leading value of a column is bold; where intervals overlap, that is no ranking."
     )
-    groups = tuple(Group(task, (_table(task, material),), _asked(material.of_task(task))) for task in material.tasks)
+    groups = tuple(Group(task, (_table(task, material),), _asked(task, material)) for task in material.tasks)
     return Section("verdict", "Verdict", "Verdict by task", intro, groups)
 
 
-def _asked(series: Sequence[Series]) -> str:
+def _asked(task: str, material: Material) -> str:
+    series = material.of_task(task)
     first = series[0].members[0].metrics
     sizes = sorted({one.n for one in series})
     parts = [f"{listed([f'{n:,}' for n in sizes])} questions"]
+    if task in material.mixed:
+        return f"{parts[0]}; {MIXED}: no ranking, and nothing is bold"
     parts += [f"split {first['split']}"] if first.get("split") else []
     parts += [f"seeds {listed(seeds)}"] if len(seeds := _seeds(series)) > 1 else []
     parts += [f"guessing gets {percent(first['chance'])} %"] if first.get("chance") else []
@@ -217,7 +236,7 @@ def _seeds(series: Sequence[Series]) -> list[str]:
 def _table(task: str, material: Material) -> Table:
     series = material.of_task(task)
     scale, rows = _scale(series), []
-    best = {column.key: _best(column, series) for column in COLUMNS}
+    best = {column.key: None if task in material.mixed else _best(column, series) for column in COLUMNS}
     wanted = max(len(one.members) for one in series)
     for one in series:
         partial = f"{len(one.members)} of {wanted} seeds" if len(one.members) < wanted else ""
