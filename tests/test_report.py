@@ -486,7 +486,7 @@ def test_figure_headline_and_verdict_call_the_same_difference_established(compar
     found["baseline"] = "other"
     clear = {"p": 0.001, "p_holm": 0.001, "seeds": [1, 2, 3], "seed_sd": 0.001, "item_sd": 0.01, "n": 60}
     clear |= {"task": "tiny", "split": "test", "method": best, "baseline": "other", "better": "lower"}
-    for error, words, verdict in ((0.01, ".", "better"), (0.03, ", which is not established.", "not distinguishable")):
+    for error, words, said in ((0.01, ".", "better"), (0.03, ", which is not established.", "not distinguishable")):
         rows = [
             {**clear, "metric": name, "difference": -0.05, "interval": [-0.07, -0.03], "clustered_se": error}
             for name in ("nll", "brier")
@@ -495,12 +495,12 @@ def test_figure_headline_and_verdict_call_the_same_difference_established(compar
         write_json(folder / "results.json", found | {"differences": rows, "verdicts": []})
         material = read_sources([folder])
         assert f"against other that is −0.050 (−0.070 to −0.030){words}" in headline(material)[0]
-        assert verdict_of({row["metric"]: row for row in rows})[0] == verdict
+        assert verdict_of({row["metric"]: row for row in rows})[0] == said
         figure = forest("tiny", rows, "other")
         assert figure is not None
         (panel,) = figure.panels
         looks = [(mark.colour, mark.hollow) for mark in panel.drawing.marks if isinstance(mark, Spots)]
-        assert looks[3:5] == [("right", False) if verdict == "better" else ("muted", True)] * 2  # three are the key's
+        assert looks[3:5] == [("right", False) if said == "better" else ("muted", True)] * 2  # three are the key's
         assert any("or 0 within errors clustered by group" in str(mark) for mark in panel.drawing.marks)
         (section,) = (part for part in build(material)[0] if part.key == "differences")
         assert "with errors clustered by group, too" in section.intro
