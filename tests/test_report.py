@@ -553,6 +553,9 @@ def test_another_split_is_another_task_and_keeps_what_the_comparison_says(compar
     write_json(tmp_path / "cmp" / "results.json", found | {"in_distribution": "tiny.validation"})
     material = read_sources([tmp_path / "cmp"])
     assert material.fitted_on == "tiny.validation"
+    assert material.tasks == ("tiny.validation", "tiny-far")
+    write_json(tmp_path / "cmp" / "results.json", found | {"in_distribution": "tiny"})  # as comparisons write it
+    assert read_sources([tmp_path / "cmp"]).fitted_on == "tiny.validation"
     assert {row["task"] for row in material.rows("differences")} == {"tiny.validation", "tiny-far"}
     assert {row["in_distribution"] for row in material.rows("shift_detection")} == {"tiny.validation"}
     assert material.find("lora", "tiny.validation").result == found["results"][0]

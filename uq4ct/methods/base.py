@@ -162,8 +162,8 @@ class Method(BaseModel):
     @property
     def _feu_reading(self) -> FeuReading:
         """FEU is read as it was trained, if it was; where the loss compared vectors, which are no number, as mass."""
-        reduction = getattr(self, "feu_reduction", "mass")
-        return FeuReading("mass" if reduction == "vector" else reduction, getattr(self, "feu_tokens", "prompt"))
+        trained = getattr(self, "feu_reduction", "mass")
+        return FeuReading("top1" if trained == "top1" else "mass", getattr(self, "feu_tokens", "prompt"))
 
     def adapter_config(self, model: Any) -> Any:
         """Return the PEFT configuration of this method's adapter for a base model."""

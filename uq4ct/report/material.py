@@ -152,11 +152,12 @@ class Material:
     def fitted_on(self) -> str:
         """The task that the runs were fitted on, where all of them name one and it was evaluated; else empty."""
         known = "" if self.comparison is None else str(self.comparison.found.get("in_distribution") or "")
-        if known in self.tasks:
-            return known
         named = {str(run.facts["task"]) for run in self.runs if run.facts.get("task")}
-        (task,) = named if len(named) == 1 else ("",)
-        return task if task in self.tasks else ""
+        for task in (known, *(named if len(named) == 1 else ())):
+            evaluated = [one for one in self.tasks if task and (one == task or one.startswith(f"{task}."))]
+            if evaluated:
+                return evaluated[0]  # as "task.split" where another split was evaluated
+        return ""
 
     def is_variant(self, label: str) -> bool:
         """Tell whether a method is another one of the report with a calibrator on top: same training, same router."""

@@ -172,7 +172,8 @@ def _run(folder: Path, named: Mapping[Path, str]) -> _Part:
             member = replace(_member(seed, metrics, rows), rule=_rule(path.with_name(MANIFEST)))
             evaluations[path.parent.name] = member  # "task", or "task.split" for another split
     place = {name: number for number, name in enumerate(_order(facts))}
-    ordered = sorted(evaluations, key=lambda name: (place.get(name, len(place)), name))
+    tasks = {name: str(member.metrics.get("task", name)) for name, member in evaluations.items()}  # without the split
+    ordered = sorted(evaluations, key=lambda name: (place.get(tasks[name], len(place)), name))
     rule, kept = folder / "abstain.json", folder / "calibration.jsonl"
     run = RunFacts(
         label="",
