@@ -232,7 +232,7 @@ def _doubts(proper: Sequence[Json], tasks: int, level: float) -> str:
             text += f" ({after}, p = {row['p_holm']:.3f})" if late else " (no longer with errors clustered by group)"
         parts.append(text)
     hold = all(row["interval"][0] <= 0 <= row["interval"][1] for row in proper)
-    return f"no difference is within the interval of {' and of '.join(parts)}" if hold else ", ".join(parts)
+    return f"0 lies within the interval of {' and of '.join(parts)}" if hold else ", ".join(parts)
 
 
 def change(row: Json) -> str:
