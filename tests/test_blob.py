@@ -92,13 +92,16 @@ def test_in_training_each_question_has_one_draw_of_the_weights_for_all_of_its_to
     assert len({tuple(question.sign().flatten().tolist()) for question in off}) > 1, "and not its signs"
 
 
-def test_a_layer_that_flattens_its_tokens_has_one_draw_for_each_question_too():
+def opt():
     """OPT calls its FFN's linears on (row x token, width)."""
-    config = transformers.OPTConfig(
-        vocab_size=32, hidden_size=16, ffn_dim=24, num_attention_heads=2, num_hidden_layers=1, word_embed_proj_dim=16
-    )
+    sizes = {"vocab_size": 50, "hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 24}
+    config = transformers.OPTConfig(**sizes, num_attention_heads=2, num_hidden_layers=1)
     adapted = peft.LoraConfig(r=4, lora_alpha=4, target_modules=["fc1", "q_proj"])
-    model = peft.get_peft_model(transformers.OPTForCausalLM(config), adapted)
+    return peft.get_peft_model(transformers.OPTForCausalLM(config), adapted)
+
+
+def test_a_layer_that_flattens_its_tokens_has_one_draw_for_each_question_too():
+    model = opt()
     make_gaussian(model, 0.5)
     layers = dict(gaussian_linears(model))
     (flat_one,) = [layer for path, layer in layers.items() if ".fc1." in path]
@@ -107,6 +110,18 @@ def test_a_layer_that_flattens_its_tokens_has_one_draw_for_each_question_too():
     flat_one.item = torch.arange(2)
     found = flat_one.train()(rows.repeat_interleave(5, dim=0)).unflatten(0, (2, 5))
     assert torch.equal(found, found[:, :1].expand_as(found))  # the same token in one question, five times
+
+
+def test_training_tells_such_a_layer_its_questions(tmp_path, monkeypatch):
+    seen = []
+    ask = GaussianLinear._item_of
+    monkeypatch.setattr(GaussianLinear, "_item_of", lambda self, x: seen.append((self, x, ask(self, x))) or seen[-1][2])
+    run(tmp_path, opt(), questions(4), PLAIN, trainer=BLOB, max_steps=1)
+    flat_ones = [(x, item) for layer, x, item in seen if layer.flattened]
+    assert flat_ones
+    assert all(x.dim() == 2 and len(item) == len(x) for x, item in flat_ones)
+    assert {len(item.unique()) for _, item in flat_ones} == {2}, "two questions a micro-batch"
+    assert {item for layer, _, item in seen if not layer.flattened} == {None}, "a row each, as it is"
 
 
 def test_draws_in_training_have_the_posteriors_mean_and_spread():

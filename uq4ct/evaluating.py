@@ -256,10 +256,10 @@ def _refuse_other_data(folders: Sequence[Path], sets: Sequence[data.QuestionSet]
     """Raise UserError where a folder holds an evaluation of data with other content at another place."""
     problems = []
     for folder, questions in zip(folders, sets, strict=True):
-        if not is_complete(folder) or read_manifest(folder).get("data_sha256") == questions.sha256:
+        if not is_complete(folder) or (manifest := read_manifest(folder)).get("data_sha256") == questions.sha256:
             continue
         former = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["data"]["path"]
-        place = read_manifest(folder).get("data_place", str(Path(former).resolve()))  # older ones do not keep it
+        place = manifest.get("data_place", str(Path(former).resolve()))  # older ones do not keep it
         if place != str(Path(questions.path).resolve()):
             former = place if former == questions.path else former
             problems.append(

@@ -159,8 +159,7 @@ def score_all(
 
     ``logits`` are (item, 1, choice) float64, ``-inf`` where ``mask`` (item, choice) is false. ``feu`` (item,) is Eq. 9,
     a CONFIDENCE, read as the argument says, None without a router; ``letter_mass`` (item,) is None for option texts.
-    ``progress`` is called with (done, total). ``whole`` batches are never cut. Raises UserError as ``in_batches`` does,
-    and naming the questions whose logits are no numbers.
+    ``progress`` is called with (done, total). ``whole`` batches are never cut. Raises UserError as ``in_batches`` does.
     """
 
     def work(batch: Batch) -> list[tuple]:

@@ -56,9 +56,7 @@ def grid(founds: Sequence[Json], args: Sequence[str]) -> Iterator[str]:
     yield "|" + "---|" * (len(heads) + 2 * len(shifted))
     for found in founds:
         rows, apart, knows = _by_task(found)
-        cells = [found["title"]]
-        for metric, suffix in (("accuracy", ""), ("ece", ""), ("ece", "+temperature")):
-            cells.append(_of_all(rows, home, methods, metric, suffix))
+        cells = [found["title"], *_at_home(rows, home, methods)]
         cells.append(_nll(rows, apart, (home, f"{ours}+temperature")))
         for task in shifts.split(","):
             cells += [_nll(rows, apart, (task, f"{ours}+familiarity")), _auroc(knows, (task, ours))]
@@ -79,9 +77,7 @@ def rivals(founds: Sequence[Json], args: Sequence[str]) -> Iterator[str]:
     yield "|" + "---|" * (len(heads) + len(scaled))
     for found in founds:
         rows, apart, _ = _by_task(found)
-        cells = [found["title"]]
-        for metric, suffix in (("accuracy", ""), ("ece", ""), ("ece", "+temperature")):
-            cells.append(_of_all(rows, home, methods, metric, suffix))
+        cells = [found["title"], *_at_home(rows, home, methods)]
         cells += [_nll(rows, apart, (home, f"{method}+temperature")) for method in methods[1:]]
         cells.append(_of_all(rows, shifted, methods, "ece", ""))
         cells += [_nll(rows, apart, (shifted, f"{method}+temperature")) for method in methods[1:]]
@@ -114,6 +110,12 @@ def _by_task(found: Json) -> tuple[dict[Key, Json], dict[Key, Json], dict[Key, J
     rows = {(row["task"], row["method"]): row for row in found["results"]}
     knows = {(row["shifted"], row["method"]): row for row in found["shift_detection"] if row["score"] == "feu"}
     return rows, _beside_the_scaled_baseline(found), knows
+
+
+def _at_home(rows: Mapping[Key, Json], home: str, methods: Sequence[str]) -> list[str]:
+    """Return accuracy, ECE and ECE with a temperature, each of all methods."""
+    kinds = (("accuracy", ""), ("ece", ""), ("ece", "+temperature"))
+    return [_of_all(rows, home, methods, metric, suffix) for metric, suffix in kinds]
 
 
 def _of_all(rows: Mapping[Key, Json], task: str, methods: Sequence[str], metric: str, suffix: str) -> str:

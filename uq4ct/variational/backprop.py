@@ -125,11 +125,10 @@ class BackpropTrainer(CalibratedTrainer):
 
     def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **options: Any) -> Any:
         """Return this micro-batch's part of the loss; all rows of a question meet the same draw."""
-        item = items_of_rows(model, inputs)
-        if item is None:
-            item = torch.arange(len(inputs["input_ids"]), device=inputs["input_ids"].device)
+        item, ids = items_of_rows(model, inputs), inputs["input_ids"]
         for _, layer in gaussian_linears(model):
-            layer.item = item
+            own_rows = item is None and layer.flattened  # whose number the layer's input does not tell
+            layer.item = torch.arange(len(ids), device=ids.device) if own_rows else item
         return super().compute_loss(model, inputs, *args, **options)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
