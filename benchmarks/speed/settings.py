@@ -17,7 +17,7 @@ FEWER_ARMS = ("lora r80", "base", "ffn_block", "per_linear", "reference loop")
 class Training(NamedTuple):
     """Say how a training step is timed; ``pairs`` are the rounds with and without the losses on the routing.
 
-    On a GPU the model is cut to as many layers as fit with every arm beside the others.
+    On a GPU the model is cut to as many layers as fit with every arm beside the others, and at most ``layers``.
     """
 
     shape: str
@@ -27,6 +27,7 @@ class Training(NamedTuple):
     pairs: int
     arms: tuple[str, ...] = EVERY_ARM
     checkpointing: bool = False
+    layers: int | None = None
 
 
 class Memory(NamedTuple):
@@ -96,7 +97,10 @@ SIZES: dict[Size, Settings] = {
         scoring=("width-512", 256, 16, 6),
     ),
     "gpu": Settings(
-        training=(Training("7B", 16, 512, 10, 10), Training("7B", 16, 512, 10, 10, FEWER_ARMS, checkpointing=True)),
+        training=(
+            Training("7B", 16, 512, 10, 10, layers=8),  # layers are alike: more of them take longer and tell no more
+            Training("7B", 16, 512, 10, 10, FEWER_ARMS, checkpointing=True, layers=8),
+        ),
         memory=(Memory("width-4096", 16, 512, (1, 2)),),
         forward=(("7B", 16, 512, 10),),
         curves=("width-4096", 16, 512, 10),

@@ -60,7 +60,7 @@ def _name(case: Training) -> str:
 def _measured(case: Training, settings: Settings) -> dict[str, Any]:
     layers = SHAPES[case.shape].layers
     if settings.device != "cpu":
-        layers = most_that_fit(lambda number: _steps_twice(case, number, settings), layers)
+        layers = most_that_fit(lambda number: _steps_twice(case, number, settings), min(layers, case.layers or layers))
     base, steps = _steps(case, layers, settings)
     pair = {"ffn_block": steps["ffn_block"], WITHOUT_LOSSES: steps.pop(WITHOUT_LOSSES)}
     measured = measure.rounds(steps, case.rounds, device=settings.device)
