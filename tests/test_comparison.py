@@ -410,15 +410,34 @@ def found_of(tmp_path, methods=("lora", "uq4ct[top_k=3;rank=8]+temperature"), se
     return found | {"absent": {}, "notes": ["A note " * 30]}
 
 
-def test_tables_that_are_gone_or_old_are_written_again_and_nothing_else(tmp_path):
+def finished_cell(cells: Path, seed: int) -> Path:
+    """Write what a comparison reads of a finished cell, and return its folder."""
     first, answer = coins(1, 30)
-    run = scored(tmp_path / "cells", "lora", 1, first[0], answer)
-    receipt = {"method": "lora", "task": "coins", "seed": 1, "seconds": 1.0, "digest": ""}
+    run = scored(cells, "lora", seed, first[0], answer)
+    receipt = {"method": "lora", "task": "coins", "seed": seed, "seconds": 1.0, "digest": ""}
     write_json(run.folder / "cell.json", {**receipt, "evaluations": ["coins"], "evaluation_seconds": 1.0})
     cost = {"passes": 1, "trainable_parameters": 9, "seconds": 1.0}
     write_json(run.folder / "uq4ct.json", {"task": "coins", "data": {"path": "/elsewhere/train.jsonl"}, **cost})
     with (run.folder / "config.yaml").open("a") as file:
         file.write("data: {calibration_fraction: 0.1}\neval: {bins: 15, resamples: 100}\n")
+    return run.folder
+
+
+def test_the_machine_is_the_one_that_made_the_cells_and_all_of_them_where_they_are_several(tmp_path):
+    one, other = finished_cell(tmp_path / "cells", 1), finished_cell(tmp_path / "cells", 2)
+    made = {"uq4ct": "0.1.0", "code_sha256": "0" * 64, "packages": {"torch": "2.11", "peft": "0.21"}, "device": "H100"}
+    for folder in (one, other):
+        write_json(folder / "environment.json", made)
+    found = concluding.reread(tmp_path)
+    assert (found["code_sha256"], found["machine"]) == ("0" * 64, made)
+    write_json(other / "environment.json", {**made, "packages": {"torch": "2.13", "peft": "0.21"}, "device": "cpu"})
+    (tmp_path / "results.json").unlink()
+    several = {"packages": {"torch": ["2.11", "2.13"], "peft": "0.21"}, "device": ["H100", "cpu"]}
+    assert concluding.reread(tmp_path)["machine"] == {**made, **several}
+
+
+def test_tables_that_are_gone_or_old_are_written_again_and_nothing_else(tmp_path):
+    finished_cell(tmp_path / "cells", 1)
     found = concluding.reread(tmp_path)
     files = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in tmp_path.glob("*.*")}
     assert {path.name for path in files} == {"results.json", *comparison_tables.files(found)}

@@ -13,14 +13,15 @@ from compared_runs import scored
 from benchmarks.study import __main__ as study
 from benchmarks.study import axes, features, scores, target
 from benchmarks.study.figures import figures
-from benchmarks.study.tables import _PLACE, KINDS, figures_across, keep, table, write_tables
+from benchmarks.study.tables import _PLACE, KINDS, figures_across, keep, keep_together, table, write_tables
 from uq4ct import campaign, tasks
 from uq4ct.cli import invoke
 
 CAMPAIGNS = yaml.safe_load(study.CAMPAIGNS.read_text(encoding="utf-8"))
+TOGETHER = [name for name, own in CAMPAIGNS.items() if "of" in own]
 
 
-@pytest.mark.parametrize("name", CAMPAIGNS)
+@pytest.mark.parametrize("name", sorted(set(CAMPAIGNS) - set(TOGETHER)))
 def test_every_campaign_names_methods_options_and_tasks_that_exist(name):
     own = CAMPAIGNS[name]
     labels = [spec.label for spec in campaign.parse_methods(own["methods"])]
@@ -34,6 +35,21 @@ def test_every_campaign_names_methods_options_and_tasks_that_exist(name):
         evaluated = {source.replace(":", ".") for source in own["eval-data"]}
         assert {*asked["methods"], asked["ours"][0], *asked.get("features", ())} <= set(labels)
         assert {*asked["tasks"], *asked["shifted"], *asked["shifted"].values()} <= evaluated
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_campaigns_that_speak_together_have_the_methods_and_tasks_asked_for_and_no_seed_twice(name):
+    parts, asked = [CAMPAIGNS[part] for part in CAMPAIGNS[name]["of"]], CAMPAIGNS[name]["target"]
+    seeds = [seed for part in parts for seed in part["seeds"].split(",")]
+    assert len(set(seeds)) == len(seeds)
+    wanted = {asked["ours"], asked["temperature"], asked["baseline"], *asked["rivals"], *asked["beside"]}
+    for part in parts:
+        labels = {spec.label for spec in campaign.parse_methods(part["methods"])}
+        assert wanted <= labels | {f"{label}+temperature" for label in labels}
+        assert set(asked["tasks"]) <= set(part["eval-data"])
+        assert {key: part[key] for key in ("model", "data", "set")} == {
+            key: parts[0][key] for key in ("model", "data", "set")
+        }
 
 
 def test_a_campaign_is_planned_by_the_command_line_itself(tmp_path, capsys):
@@ -304,6 +320,28 @@ def test_a_target_of_methods_with_other_seeds_is_no_target(tmp_path):
     runs = [run for run in runs_for_a_target(tmp_path) if (run.method, run.seed) != ("other", 2)]
     with pytest.raises(ValueError, match="methods have different seeds"):
         target.target_of(runs, TARGET)
+
+
+def test_campaigns_of_other_seeds_say_together_what_all_their_runs_say(tmp_path):
+    runs, parts = runs_for_a_target(tmp_path), []
+    for name, seeds in (("first", (1, 2)), ("second", (3,))):
+        own = [run for run in runs if run.seed in seeds]
+        cells = [{"method": run.method, "seed": run.seed, "folder": str(run.folder), "status": "complete"} for run in own]
+        (tmp_path / name).mkdir()
+        for run in own:
+            shutil.copytree(run.folder, tmp_path / name / "cells" / run.folder.name)
+        parts.append(tmp_path / name / "results.json")
+        parts[-1].write_text(json.dumps({"cells": cells}))
+    asked = {"of": ["first", "second"], "target": {**TARGET, "beside": ["scaled"]}}
+    keep_together(parts, tmp_path / "both.json", asked)
+    kept, whole = json.loads((tmp_path / "both.json").read_text()), target.target_of(runs, asked["target"])
+    for kind in ("target", "beside"):
+        assert [row["seeds"] for row in kept[kind]] == [3] * len(whole[kind])
+        found = [row["difference"] for row in kept[kind]]
+        assert found == pytest.approx([row["difference"] for row in whole[kind]], abs=1e-5)
+    assert not list(figures("both", kept))
+    with pytest.raises(ValueError, match="16 cells of 8 methods and seeds"):
+        keep_together([parts[0], parts[0]], tmp_path / "twice.json", asked)
 
 
 def test_no_less_excess_is_asked_where_a_rival_has_next_to_none(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from uq4ct.protocols import PROTOCOLS, Protocol
 from uq4ct.report import answered, comparison, comparison_tables
 from uq4ct.report.answered import Scored
 from uq4ct.report.differences import FALL
-from uq4ct.runs import code_digest, environment
+from uq4ct.runs import code_digest
 
 Json = dict[str, Any]
 
@@ -65,12 +65,7 @@ def write_results(
         "remarks": list(made.notes),
         "protocol": _protocol(held, preset, {o.cell.config.data.calibration_fraction for o in outcomes}),
     }
-    device = outcomes[0].cell.config.model.device
-
-    def made_with() -> Json:
-        return {"code_sha256": code_digest(), "machine": environment("cpu" if device == "cpu" else _device())}
-
-    return _write(scored, held, settings, baseline_of(methods, baseline), output, facts, made_with)
+    return _write(scored, held, settings, baseline_of(methods, baseline), output, facts, code_digest())
 
 
 def reread(output: Path, baseline: str | None = None) -> Json:
@@ -88,14 +83,12 @@ def reread(output: Path, baseline: str | None = None) -> Json:
     options = answered.options_of(scored[0])["eval"]
     settings = Settings(bins=options["bins"], resamples=max(RESAMPLES, options["resamples"]))
     chosen = baseline_of(methods, baseline if baseline is not None else before.get("baseline"))
-    machine = _read(scored[0].folder / "environment.json")
-    made_with = {"code_sha256": machine.get("code_sha256"), "machine": machine}
-    made_with |= {key: before[key] for key in made_with if key in before}
+    code = before.get("code_sha256") or _read(scored[0].folder / "environment.json").get("code_sha256")
     facts = {"cells": cells, "absent": before.get("absent", {}), "remarks": before.get("remarks", [])}
     held = PROTOCOLS[before.get("protocol", {}).get("name", "sound")]
     shares = {answered.options_of(run)["data"]["calibration_fraction"] for run in scored}
     facts["protocol"] = before.get("protocol") or _protocol(held, None, shares)
-    return _write(scored, held, settings, chosen, output, facts, lambda: made_with)
+    return _write(scored, held, settings, chosen, output, facts, code)
 
 
 def _folders(output: Path, before: Json) -> list[Path]:
@@ -140,7 +133,7 @@ def _write(
     baseline: str,
     output: Path,
     facts: Json,
-    made_with: Callable[[], Json],
+    code: str | None,
 ) -> Json:
     """Compute what finished cells say, unless it is there already, and write the files that are gone or differ."""
     seeds = len({cell["seed"] for cell in facts["cells"]})
@@ -152,7 +145,8 @@ def _write(
         found = {
             "notes": _notes(held, settings, facts, baseline if there else None),
             "settings": {"bins": settings.bins, "resamples": settings.resamples, "level": settings.level},
-            **made_with(),
+            "code_sha256": code,
+            "machine": _together([_read(run.folder / "environment.json") for run in scored]),
             **facts,
             **comparison.compare(scored, seeds, settings, baseline if there else None),
             "baseline": baseline,
@@ -233,10 +227,17 @@ def _evaluations(folder: Path) -> tuple[str, ...]:
     return tuple(_read(folder / RECEIPT)["evaluations"])
 
 
-def _device() -> str:
-    import torch
+def _together(values: Sequence[Any]) -> Any:
+    """Return what all values are; of dictionaries what each entry is, and a list where they differ.
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    >>> _together([{"device": "cpu", "threads": 1}, {"device": "cuda", "threads": 1}])
+    {'device': ['cpu', 'cuda'], 'threads': 1}
+    """
+    if all(isinstance(value, dict) for value in values):
+        names = dict.fromkeys(name for value in values for name in value)
+        return {name: _together([value[name] for value in values if name in value]) for name in names}
+    different = list(dict.fromkeys(values))
+    return different[0] if len(different) == 1 else different
 
 
 def _read(path: Path) -> Json:

@@ -61,9 +61,10 @@ Peak memory of a training step over LoRA r80, target {goal} in every case; exact
 |---|---|---|---|{lines}"""
 
 ON_CPU = (
-    "**Speed was not measured on a GPU.** Its targets (step time at Llama-2-7B's sizes, bfloat16, 16 x 512 tokens) are "
-    "open; `python -m benchmarks.speed --size gpu` measures them and writes a page of its own."
+    "What a GPU takes (step time at Llama-2-7B's sizes, bfloat16, 16 x 512 tokens, and its targets) is on a page of "
+    "its own, [speed-gpu.md](speed-gpu.md), which `python -m benchmarks.speed --size gpu` writes."
 )
+NO_GPU_PARTS = ("command_line", "floor")  # which have nothing to do with a GPU
 DENSE = (
     "A GPU takes the `dense` way, a CPU the `sorted` one (`uq4ct/adapters/slots.py`); tests hold both to the plain "
     "formula."
@@ -123,16 +124,11 @@ def _targets(results: Mapping[str, Any], device: str) -> Iterator[str]:
     verdicts = [target.verdict for target in judged if target.verdict]
     taken = [arm for arm in MEMORY_ARMS if device != "cpu" or not arm.endswith("dense")]  # a CPU does not go that way
     verdicts += [by_arm[arm] for _, by_arm in memory for arm in taken]
-    modelled = _modelled(results) if device == "cpu" else {}
-    verdicts += ["not measured"] * len(modelled)
     counts = Counter(verdicts)
-    shown = ", ".join(f"{counts[each]} {each}" for each in ("met", "missed", "not resolved", "not measured"))
+    shown = ", ".join(f"{counts[each]} {each}" for each in ("met", "missed", "not resolved"))
     yield TARGETS.format(counts=prose(f"Of {len(verdicts)} targets: {shown}. {OF_VERDICTS}"))
     for target in judged:
         yield f"| {' | '.join(target)} |"
-    for arm, value in modelled.items():
-        what = f"GPU, a layer of 7B: step of `{arm}` / LoRA r80"
-        yield f"| {what} | {STEP['cuda'][arm]} | modelled {value:.3f} | | not measured |"
     if memory:
         yield from _of_memory(memory, device)
 
@@ -148,9 +144,14 @@ def _of_memory(memory: Sequence[tuple[dict[str, Any], dict[str, str]]], device: 
 
 def _left_open(results: Mapping[str, Any], device: str) -> str:
     points = [DENSE + _of_dense(results), NOT_DONE]
-    if device == "cpu":
-        points.insert(0, ON_CPU + _of_the_model(results))
+    points.insert(0, ON_CPU + _of_the_model(results) if device == "cpu" else _not_measured(results))
     return "\n".join(["## Not measured, not done\n", *(prose(point, "* ") for point in points)]) + "\n"
+
+
+def _not_measured(results: Mapping[str, Any]) -> str:
+    """Say which parts a page of a GPU does not have."""
+    missing = [f"`{part}`" for part in SECTIONS if part not in results and part not in NO_GPU_PARTS]
+    return f"Not measured: {', '.join(missing)} (`--only`)." if missing else "Every part was measured."
 
 
 def _of_dense(results: Mapping[str, Any]) -> str:

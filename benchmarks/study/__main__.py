@@ -14,12 +14,12 @@ from typing import Any
 
 import yaml
 
-from benchmarks.study.tables import finished_cells, keep, write_tables
+from benchmarks.study.tables import finished_cells, keep, keep_together, write_tables
 
 CAMPAIGNS = Path(__file__).with_name("campaigns.yaml")
 DOCS = Path(__file__).parents[2] / "docs"
 ENGLISH = Path("build/english/model")  # where `benchmarks.english` says that its model goes
-OURS = ("title", "target", "scores", "figure")  # what the tables ask, and not the command line
+OURS = ("title", "target", "scores", "figure", "of")  # what the tables ask, and not the command line
 
 
 def main() -> int:
@@ -36,10 +36,15 @@ def main() -> int:
     if unknown := set(asked.names) - campaigns.keys():
         parser.error(f"no campaign is called {', '.join(sorted(unknown))}; there are {', '.join(campaigns)}")
     for name in asked.names or campaigns:
-        folder = asked.output / name
+        folder, parts = asked.output / name, campaigns[name].get("of", ())
         if asked.what == "tables":
-            if (folder / "results.json").is_file():
-                keep(folder / "results.json", DOCS / "study" / f"{name}.json", campaigns[name])
+            sources = [asked.output / part / "results.json" for part in parts or [name]]
+            if all(source.is_file() for source in sources):
+                kept = DOCS / "study" / f"{name}.json"
+                keep_together(sources, kept, campaigns[name]) if parts else keep(*sources, kept, campaigns[name])
+            continue
+        if parts:
+            print(f"{name}: nothing to {asked.what}, it is what {' and '.join(parts)} say together", file=sys.stderr)
             continue
         if asked.what == "features":
             write_features(folder, campaigns[name].get("scores", {}))

@@ -47,6 +47,19 @@ def keep(results: Path, path: Path, campaign: Json | None = None) -> None:
         **(target.target_of(finished, campaign["target"]) if "target" in campaign else {}),
         "scores": scores.scores_of(finished, campaign["scores"]) if "scores" in campaign else [],
     }
+    _write(path, kept)
+
+
+def keep_together(campaigns: Sequence[Path], path: Path, asked: Json) -> None:
+    """Write what the results.json of campaigns with different seeds say together on ``asked["target"]``."""
+    founds = [(json.loads(results.read_text(encoding="utf-8")), results.parent) for results in campaigns]
+    finished = [run for found, folder in founds for run in finished_cells(found, folder)]
+    if len(named := {(run.method, run.seed) for run in finished}) < len(finished):
+        raise ValueError(f"{', '.join(map(str, campaigns))}: {len(finished)} cells of {len(named)} methods and seeds")
+    _write(path, {"of": asked["of"], **target.target_of(finished, asked["target"])})
+
+
+def _write(path: Path, kept: Json) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     parts = [f"{json.dumps(name)}: {_one_row_per_line(value)}" for name, value in _rounded(kept).items()]
     path.write_text("{" + ",\n".join(parts) + "}\n", encoding="utf-8")
