@@ -140,17 +140,48 @@ def test_columns_that_lie_apart_are_added_to_where_they_are(kind):
 
 
 @pytest.mark.parametrize("kind", [LoraLinear, MixtureLinear])
-def test_training_dropout_half_precision_and_mixed_dtypes_go_the_way_of_training(kind, taken):
+@pytest.mark.parametrize("mixing", ["rescaled", "raw"])
+@pytest.mark.parametrize(
+    ("base", "adapter", "autocast"),
+    [
+        (torch.float32, torch.float32, True),
+        (torch.bfloat16, torch.float32, False),  # as a GPU's answers are
+        (torch.bfloat16, torch.float32, True),
+        (torch.bfloat16, torch.bfloat16, False),
+        (torch.float64, torch.float32, False),
+    ],
+)
+def test_an_answer_in_half_or_mixed_precision_is_near_the_plain_formula_s(kind, mixing, base, adapter, autocast, taken):
+    layer = layer_of(kind, nn.Linear(64, 48), mixing=mixing, rank=16).to(adapter)
+    layer.base_layer.to(base)
+    x, exact = torch.randn(200, 64, dtype=base), layer_of(kind, nn.Linear(64, 48), mixing=mixing, rank=16)
+    exact.load_state_dict(layer.state_dict())
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        with record_routing(layer) as short:
+            found = layer(x)
+        assert taken
+        use_arithmetic(layer, "autograd")
+        with record_routing(layer) as plain:
+            expected = layer(x)
+        assert len(taken) == 1
+    assert found.dtype == expected.dtype
+    for one, other in zip(short.layers, plain.layers, strict=True):
+        assert one.kept.dtype == torch.promote_types(base, torch.float32)
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(one, other, strict=True))
+    with torch.no_grad():
+        truth = exact.double()(x.double())
+    assert (found - truth).norm() <= 1.02 * (expected - truth).norm()  # not less exact
+    assert (found - truth).norm() < 0.02 * truth.norm()
+
+
+@pytest.mark.parametrize("kind", [LoraLinear, MixtureLinear])
+def test_training_dropout_and_adapters_of_several_dtypes_go_the_way_of_training(kind, taken):
     layer, x = layer_of(kind), torch.randn(4, 8)
     layer(x)
     with torch.no_grad():
         layer.train()(x)
-        layer.eval()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            layer(x)
-        layer.base_layer.double()
-        layer(x.double())
-        layer.bfloat16()(x.bfloat16())
+        layer.eval().uqmoe_B.bfloat16()
+        layer(x)
     assert not taken
 
 

@@ -322,7 +322,7 @@ def test_the_page_is_written_from_part_of_the_results(tmp_path):
     assert f"| {step} | <= 1.20 | 1.150 (1.150-1.150) | 1.200 (1.200-1.200) | met |" in page
     assert "/ without | <= 1.02 | 1.500 (1.400-1.600) | 1.300 (1.200-1.400) | missed |" in page
     assert "[speed-gpu.md](speed-gpu.md)" in page
-    assert "`the command`: cpu, cpu, 2 cores" in page
+    assert "`the command`: cpu, float32, cpu, 2 cores" in page
     assert "## Memory" not in page
 
 

@@ -18,6 +18,7 @@ PARTS = (
     *("floor", "training_step", "memory", "forward", "curves", "compiled"),
     *("scoring", "latency", "ensembles", "command_line"),
 )
+TRAINING = ("training_step", "memory", "curves", "compiled")  # answers do not run under autocast
 KEPT = {"cpu": Path("docs/speed.json"), "cuda": Path("docs/speed-gpu.json")}
 
 
@@ -88,7 +89,8 @@ def _measure(given: argparse.Namespace, device: str, output: Path, results: dict
         found = importlib.import_module(f"benchmarks.speed.{part}").run(settings)
         took = round(time.perf_counter() - started)
         how = {"command": _command(given, part), "size": given.size, "device": device, "threads": given.threads}
-        precision = "bfloat16 under autocast" if settings.autocast else "float32"
+        precision = str(settings.dtype).removeprefix("torch.")
+        precision += " under autocast" if settings.autocast and part in TRAINING else ""
         results[part] = {**found, "run": {**how, "precision": precision, **_machine(device), "seconds": took}}
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(results, indent=1) + "\n")

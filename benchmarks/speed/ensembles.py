@@ -38,7 +38,7 @@ def run(settings: Settings) -> dict[str, Any]:
     mixture = arms.mixture(base).eval()
 
     def plain(model: Any = lora) -> None:
-        with torch.inference_mode(), settings.precision():
+        with torch.inference_mode():
             score(model, batch)
 
     def hashed() -> None:

@@ -24,7 +24,7 @@ def run(settings: Settings) -> dict[str, Any]:
         base = base_model(SHAPES[shape], settings.device, settings.dtype)
         ids = batch_of(SHAPES[shape], rows, tokens, settings.device)["input_ids"]
         built = {name: model.eval() for name, model in arms.models(base, NAMES).items()}
-        works = {name: _forward(model, ids, settings) for name, model in built.items()}
+        works = {name: _forward(model, ids) for name, model in built.items()}
         measured = measure.rounds(works, rounds, device=settings.device)
         found[shape] = {
             "rows": rows,
@@ -36,9 +36,9 @@ def run(settings: Settings) -> dict[str, Any]:
     return found
 
 
-def _forward(model: Any, ids: torch.Tensor, settings: Settings) -> Any:
+def _forward(model: Any, ids: torch.Tensor) -> Any:
     def work() -> None:
-        with torch.inference_mode(), settings.precision():
+        with torch.inference_mode():
             model(input_ids=ids, use_cache=False)
 
     return work

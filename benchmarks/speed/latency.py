@@ -20,15 +20,14 @@ def run(settings: Settings) -> dict[str, Any]:
         base = base_model(SHAPES[shape], settings.device, settings.dtype)
         question = [{"input_ids": [10 + i % 400 for i in range(tokens)], "choice_ids": [1, 2, 3, 4], "answer": 0}]
         built = arms.models(base, NAMES)
-        works = {name: _answer(model, question, settings) for name, model in built.items()}
+        works = {name: _answer(model, question) for name, model in built.items()}
         measured = measure.rounds(works, rounds, device=settings.device)
         found[shape] = {"tokens": tokens, "rounds": rounds, "against base": measure.against(measured, "base")}
     return found
 
 
-def _answer(model: Any, question: list[dict], settings: Settings) -> Callable[[], None]:
+def _answer(model: Any, question: list[dict]) -> Callable[[], None]:
     def work() -> None:
-        with settings.precision():
-            score_all(model, question, 0, 1)
+        score_all(model, question, 0, 1)
 
     return work

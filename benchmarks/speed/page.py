@@ -181,4 +181,4 @@ def _modelled(results: Mapping[str, Any]) -> dict[str, float]:
 def _how(run: Mapping[str, Any]) -> str:
     versions = f"torch {run['torch']}, transformers {run['transformers']}, peft {run['peft']}"
     machine = f"{run['machine']}, {run['cores']} cores, load {run['load']} with this run, {run['threads']} thread(s)"
-    return f"`{run['command']}`: {run['device']}, {machine}; {versions}; {run['seconds']} s.\n"
+    return f"`{run['command']}`: {run['device']}, {run['precision']}, {machine}; {versions}; {run['seconds']} s.\n"

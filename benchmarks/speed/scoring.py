@@ -54,7 +54,6 @@ def run(settings: Settings) -> dict[str, Any]:
             GROUPED: lambda some=examples: per_choice(model, some, ROWS, grouped=True),  # type: ignore[misc]
             BARE: bare(model, examples, questions),
         }
-        works = {name: _under(settings, work) for name, work in works.items()}
         measured = measure.rounds(works, rounds, device=settings.device)
         others = (PER_CHOICE, GROUPED, BARE)
         found[kind] = {
@@ -123,14 +122,6 @@ def _requests(examples: Sequence[dict]) -> list[Request]:
 
 def _choices(example: dict) -> list[list[int]]:
     return example.get("option_ids") or [[token] for token in example["choice_ids"]]
-
-
-def _under(settings: Settings, work: Callable[[], Any]) -> Callable[[], None]:
-    def under_precision() -> None:
-        with settings.precision():
-            work()
-
-    return under_precision
 
 
 def _examples(settings: Settings, kind: Any, number: int) -> tuple[list[dict], str]:

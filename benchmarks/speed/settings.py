@@ -61,7 +61,7 @@ class Settings:
     mixlora_python: str | None = None
 
     def precision(self) -> AbstractContextManager[object]:
-        """Return what forward pass and loss run under: autocast to bfloat16 where the size asks for it."""
+        """Return what training's forward pass and loss run under: autocast to bfloat16 where the size asks for it."""
         return torch.autocast(self.device, dtype=torch.bfloat16) if self.autocast else nullcontext()
 
 

@@ -53,13 +53,12 @@ def _of_one(shape: str, rows: int, tokens: int, rounds: int, settings: Settings)
             yield
 
     few = max(1, TOKENS // (rows * tokens))
-    scoring = (settings, batch)
     works = {
-        "samples": _work(lora, range(SAMPLES), 1, dropped, *scoring),
-        SAMPLES_ROWS: _work(lora, range(SAMPLES), few, dropped, *scoring),
-        SAMPLES_ALL: _work(lora, range(SAMPLES), SAMPLES, dropped, *scoring),
-        "members": _work(members, MEMBERS, 1, acting, *scoring),
-        MEMBERS_ALL: _work(members, MEMBERS, len(MEMBERS), acting, *scoring),
+        "samples": _work(lora, range(SAMPLES), 1, dropped, batch),
+        SAMPLES_ROWS: _work(lora, range(SAMPLES), few, dropped, batch),
+        SAMPLES_ALL: _work(lora, range(SAMPLES), SAMPLES, dropped, batch),
+        "members": _work(members, MEMBERS, 1, acting, batch),
+        MEMBERS_ALL: _work(members, MEMBERS, len(MEMBERS), acting, batch),
     }
     measured = measure.rounds(works, rounds, device=settings.device)
     over = {arm: measure.both(measured, arm, arm.partition(",")[0]) for arm in works if "," in arm}
@@ -71,7 +70,6 @@ def _work(
     samples: Sequence[Any],
     together: int,
     within: Callable[[Any], AbstractContextManager[None]],
-    settings: Settings,
     batch: Mapping[str, Tensor],
 ) -> Callable[[], None]:
     groups = [tuple(samples[first : first + together]) for first in range(0, len(samples), together)]
@@ -79,7 +77,7 @@ def _work(
 
     def work() -> None:
         for group in groups:
-            with torch.inference_mode(), settings.precision(), within(group):
+            with torch.inference_mode(), within(group):
                 score(model, copied[len(group)])
 
     return work

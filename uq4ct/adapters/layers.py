@@ -77,9 +77,9 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         """Return the dropout probability in force: none in eval mode."""
         return self.settings[adapter].dropout if self.training else 0.0
 
-    def without_gradient(self, x: Tensor, adapter: str, *parameters: Tensor) -> bool:
+    def without_gradient(self, adapter: str, *parameters: Tensor) -> bool:
         """Tell whether to take the shorter way of ``no_gradient``."""
-        return self.arithmetic != "autograd" and not self.dropout(adapter) and no_gradient.of(x, *parameters)
+        return self.arithmetic != "autograd" and not self.dropout(adapter) and no_gradient.of(*parameters)
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """Activate one adapter; several at once have no meaning for a mixture inside a non-linear block."""
@@ -123,7 +123,7 @@ class LoraLinear(AdapterLayer):
             return self.base_layer(x, *args, **kwargs)
         experts = LowRank(self.uqmoe_A[adapter], self.uqmoe_B[adapter])
         scaling, dropout = self.settings[adapter].scaling, self.dropout(adapter)
-        if not (args or kwargs) and self.without_gradient(x, adapter, *experts):
+        if not (args or kwargs) and self.without_gradient(adapter, *experts):
             return no_gradient.adapt(self.base_layer, x, experts, scaling)
         base = self.base_layer(x, *args, **kwargs)
         return adapt(base, x, experts, scaling, dropout=dropout, by_hand=self.arithmetic != "autograd")
@@ -214,7 +214,7 @@ class MixtureLinear(RoutedLayer):
         if args or kwargs:
             raise TypeError(_more_than_the_input(self.base_layer))
         settings, experts = self.settings[adapter], LowRank(self.uqmoe_A[adapter], self.uqmoe_B[adapter])
-        if self.without_gradient(x, adapter, self.uqmoe_router[adapter], *experts):
+        if self.without_gradient(adapter, self.uqmoe_router[adapter], *experts):
             gates = mixing_weights(self.route_alone(x, adapter), settings.mixing)
             return no_gradient.adapt(self.base_layer, x, experts, settings.scaling, gates)
         base = self.base_layer(x)  # ahead of the routing: see linear_mixture

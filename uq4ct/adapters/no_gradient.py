@@ -14,24 +14,19 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from uq4ct.adapters.bottleneck import rows
+from uq4ct.adapters.bottleneck import compute_dtype, rows
 from uq4ct.adapters.mixture import LowRank
 from uq4ct.adapters.router import LayerRouting
 
 
-def of(x: Tensor, *parameters: Tensor) -> bool:
-    """Tell whether this way may be taken: no gradient, no autocast, and one dtype of 32 bits or more for all.
+def of(*parameters: Tensor) -> bool:
+    """Tell whether this way may be taken: no gradient, and one dtype for all of an adapter.
 
-    >>> x = torch.ones(2)
-    >>> of(x, x), torch.no_grad()(of)(x, x), torch.no_grad()(of)(x, x.double())
+    >>> one = torch.ones(2)
+    >>> of(one), torch.no_grad()(of)(one, one), torch.no_grad()(of)(one, one.double())
     (False, True, False)
     """
-    return not (
-        torch.is_grad_enabled()
-        or torch.is_autocast_enabled(x.device.type)
-        or x.dtype.itemsize < 4
-        or any(parameter.dtype != x.dtype for parameter in parameters)
-    )
+    return not torch.is_grad_enabled() and len({parameter.dtype for parameter in parameters}) == 1
 
 
 def route(hidden: Float[Tensor, "*tokens width"], router: Float[Tensor, "experts width"], top_k: int) -> LayerRouting:
@@ -40,7 +35,8 @@ def route(hidden: Float[Tensor, "*tokens width"], router: Float[Tensor, "experts
     >>> route(torch.tensor([[1.0]]), torch.tensor([[0.0], [2.0], [1.0]]), top_k=2).kept.round(decimals=3)
     tensor([[0.0000, 0.6650, 0.2450]])
     """
-    probabilities = F.linear(hidden, router).softmax(dim=-1)
+    precision = torch.promote_types(hidden.dtype, torch.float32)
+    probabilities = _product(hidden, router.to(precision)).softmax(dim=-1)
     values, chosen = probabilities.topk(top_k, dim=-1)
     return LayerRouting(probabilities, torch.zeros_like(probabilities).scatter_(-1, chosen, values), chosen[..., 0])
 
@@ -53,15 +49,24 @@ def adapt(
     gates: Float[Tensor, "*tokens experts"] | None = None,
 ) -> Float[Tensor, "*tokens out"]:
     """Return W0 x + s sum_k g_k B_k A_k x, or W0 x + s B A x where there are no gates."""
-    z = F.linear(x, experts.A)  # ahead of the base, whose weights drive x out of the cache
+    dtype = compute_dtype(experts.A)
+    z = _product(x, experts.A.to(dtype))  # ahead of the base, whose weights drive x out of the cache
     if gates is not None:
-        z.unflatten(-1, (gates.shape[-1], -1)).mul_(gates.unsqueeze(-1))
-    output = base(x)
-    if output.dtype != z.dtype:
-        return (output + scaling * F.linear(z, experts.B)).to(output.dtype)
+        z.unflatten(-1, (gates.shape[-1], -1)).mul_(gates.to(dtype).unsqueeze(-1))
+    output, B = base(x), experts.B.to(dtype)
+    if output.dtype != dtype:
+        return torch.add(output, _product(z, B), alpha=scaling).to(output.dtype)
     total = output if _is_the_callers_own(base, output) else output.clone(memory_format=torch.contiguous_format)
-    rows(total).addmm_(rows(z), experts.B.T, alpha=scaling)
+    rows(total).addmm_(rows(z), B.T, alpha=scaling)
     return total
+
+
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    """Return x W^T in the dtype of ``weight``, whatever autocast says."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return F.linear(x.to(weight.dtype), weight)
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x.to(weight.dtype), weight)
 
 
 def _is_the_callers_own(base: Any, output: Tensor) -> bool:

@@ -51,20 +51,19 @@ def functional_uncertainty(
     >>> rescaled = LayerRouting(p, kept / kept.sum(-1, keepdim=True), p.argmax(-1))
     >>> functional_uncertainty([rescaled], mask)
     Traceback (most recent call last):
-    ValueError: FEU needs the kept probabilities themselves (R in Eq. 9), but layer 0 has rescaled ones, whose sum is \
+    ValueError: FEU needs the kept probabilities themselves (R in Eq. 9), but a layer has rescaled ones, whose sum is \
 always 1 and trains nothing; pass LayerRouting.kept as the router recorded it
     """
     if not routing:
         raise ValueError("FEU needs a router: the model has none, or its adapter is disabled")
-    for number, layer in enumerate(routing):
-        _require_unscaled(layer, number)
+    kept = [_kept_of(layers) for layers in _by_experts(routing)]
     match reduction:
         case "mass":
-            confidence = torch.stack([layer.kept.sum(dim=-1) for layer in routing]).mean(dim=0)
+            confidence = torch.cat([layers.sum(dim=-1) for layers in kept]).mean(dim=0)
         case "top1":
-            confidence = torch.stack([layer.kept.amax(dim=-1) for layer in routing]).mean(dim=0)
+            confidence = torch.cat([layers.amax(dim=-1) for layers in kept]).mean(dim=0)
         case "vector":
-            confidence = torch.stack(_equally_wide(routing)).mean(dim=0)
+            confidence = _alone(kept).mean(dim=0)
         case _:
             raise ValueError(f"FEU reduction is 'mass', 'top1' or 'vector', got {reduction!r}")
     of_rows = _mean_over_tokens(confidence, _last(mask) if tokens == "last" else mask)
@@ -128,22 +127,33 @@ def schedule(kind: Schedule, step: int) -> float:
     raise ValueError(f"the calibration schedule is 'constant' or 'incremental', got {kind!r}")
 
 
-def _require_unscaled(layer: LayerRouting, number: int) -> None:
+def _by_experts(routing: Sequence[LayerRouting]) -> list[list[LayerRouting]]:
+    """Put layers with the same number of experts together, so that a step is done once for all of them."""
+    found: dict[int, list[LayerRouting]] = {}
+    for layer in routing:
+        found.setdefault(layer.kept.shape[-1], []).append(layer)
+    return list(found.values())
+
+
+def _kept_of(layers: Sequence[LayerRouting]) -> Float[Tensor, "layer batch token expert"]:
+    """Return R of layers with equally many experts."""
     # k = N keeps everything and sums to 1 rightly, so the sum proves nothing: compare with the probabilities themselves
     # (and say so only of numbers: a NaN is reported as what it is, by whoever watches the loss)
-    kept, probabilities = layer.kept.detach(), layer.probabilities.detach()
+    kept = torch.stack([layer.kept for layer in layers])
+    apart = (kept.detach() - torch.stack([layer.probabilities.detach() for layer in layers])).abs()
     require(
-        ~((kept != 0) & ((kept - probabilities).abs() > 1e-5)).any(),
-        f"FEU needs the kept probabilities themselves (R in Eq. 9), but layer {number} has rescaled ones, whose sum is "
+        ~((kept.detach() != 0) & (apart > 1e-5)).any(),
+        "FEU needs the kept probabilities themselves (R in Eq. 9), but a layer has rescaled ones, whose sum is "
         "always 1 and trains nothing; pass LayerRouting.kept as the router recorded it",
     )
+    return kept
 
 
-def _equally_wide(routing: Sequence[LayerRouting]) -> list[Float[Tensor, "batch token expert"]]:
-    experts = sorted({layer.kept.shape[-1] for layer in routing})
+def _alone(kept: Sequence[Tensor]) -> Float[Tensor, "layer batch token expert"]:
+    experts = sorted(layers.shape[-1] for layers in kept)
     if len(experts) > 1:
         raise ValueError(f"a vector FEU needs the same number of experts in every layer, got {experts}; use 'mass'")
-    return [layer.kept for layer in routing]
+    return kept[0]
 
 
 def _last(mask: Bool[Tensor, "batch token"]) -> Bool[Tensor, "batch token"]:
