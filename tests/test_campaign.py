@@ -332,6 +332,21 @@ def test_the_papers_protocol_reads_validation_where_the_paper_does():
     assert protocols.split_of("openbookqa", protocols.protocol("sound")) is None
 
 
+def test_bad_rows_of_a_test_file_are_never_set_aside(questions, tmp_path):
+    training, test = tmp_path / "train.jsonl", tmp_path / "bad.jsonl"
+    for file in (training, test):
+        file.write_text(questions.read_text(encoding="utf-8") + "{broken\n", encoding="utf-8")
+    layers = [QUICK, Layer.of({"data": {"skip_bad_rows": True}}, "--set")]
+
+    def planned_on(source: Path) -> campaign.Plan:
+        specs = campaign.parse_methods("zero_shot")
+        return campaign.plan(specs, str(training), [1], [(str(source), None)], output=tmp_path / "out", layers=layers)
+
+    assert "1 row of 41 bad and set aside" in " ".join(planned_on(questions.with_name("test.jsonl")).notes)
+    with pytest.raises(UserError, match=r"bad\.jsonl:41: "):
+        planned_on(test)
+
+
 def test_a_dry_run_prints_the_cells_and_writes_nothing(questions, tmp_path, capsys):
     output = tmp_path / "out"
     asked = [*command(questions, output, "zero_shot,lora[rank=2]"), "--dry-run"]

@@ -97,9 +97,11 @@ def test_methods_are_listed_as_json(capsys):
         (["evaluate", "."], "Missing option '--data'"),
         (["predict", ".", "in.jsonl", "-o", "out.jsonl"], "error: .: not a run folder, it has no config.yaml"),
         (
-            ["ask", ".", "-q", "Which?", "-c", "a", "-c", ""],
-            "error: --choice: expected texts that differ, got ['a', '']",
+            ["ask", ".", "-q", "Which?", "-c", "a", "-c", "a "],
+            "error: --choice: expected texts that differ, got ['a', 'a']",
         ),
+        (["ask", ".", "-q", "  ", "-c", "a", "-c", ""], "error: question is empty\nerror: choice B is empty"),
+        (["ask", ".", "-q", "Which?", "-c", "a"], "error: 1 choice, expected 2 to 26"),
         (["metrics", "absent.jsonl"], "error: absent.jsonl: no such file"),
         (["ls", "task"], "error: ls: 'task' is not one of tasks, methods, metrics, runs. Did you mean 'tasks'?"),
         (["init", "-o", "absent/run.yaml"], "error: absent/run.yaml: the folder absent does not exist"),

@@ -419,7 +419,17 @@ def test_a_mistake_in_questions_leaves_the_rule_and_the_folder_as_they_were(run,
     assert [path.name for path in tmp_path.iterdir()] == ["long.jsonl"]
 
 
-def test_prediction_says_what_it_read_and_never_leaves_rows_out(questions, tmp_path):
+def test_a_single_question_is_read_as_a_file_s_rows_are(model):
+    plain = model.predict("Which is number 3?", ["red", "green"], "A passage.")
+    assert model.predict("  Which is number 3?\r\n", ["red ", "\tgreen"], " A passage. \n") == plain
+    assert model.predict("Which?", ["1", "2"]) == model.predict("Which?", [1, 2])
+    with pytest.raises(UserError, match="question is empty\nchoice A is empty"):
+        model.predict(" ", ["", "green"])
+    with pytest.raises(UserError, match="1 choice, expected 2 to 26"):
+        model.predict("Which?", ["red"])
+
+
+def test_prediction_and_evaluation_say_what_they_read_and_never_leave_rows_out(questions, tmp_path):
     config = config_of(questions, tmp_path / "run", "zero_shot")
     config = config.model_copy(update={"data": config.data.model_copy(update={"skip_bad_rows": True})})
     run = fitting.train(config, say=lambda line: None)
@@ -432,6 +442,12 @@ def test_prediction_says_what_it_read_and_never_leaves_rows_out(questions, tmp_p
     with pytest.raises(UserError, match=r"in\.jsonl:2: 1 choice, expected 2 to 26"):
         evaluating.predict(run, source, tmp_path / "other.jsonl", say=said.append)
     assert not (tmp_path / "other.jsonl").exists()
+    test = tmp_path / "test.jsonl"
+    test.write_text("".join(json.dumps({"question": f"{n}?", "choices": ["a", "b"], "answer": "A"}) + "\n" for n in "12"))
+    assert evaluating.evaluate(run, [str(test)], say=said.append)[0]["n"] == 2
+    test.write_text(test.read_text() + json.dumps({"question": "3?", "choices": ["a", "b"], "answer": "Z"}) + "\n")
+    with pytest.raises(UserError, match=r"test\.jsonl:3: answer 'Z'"):
+        evaluating.evaluate(run, [str(test)], say=said.append)
 
 
 def test_the_abstain_rule_is_saved_and_applied(questions, tmp_path, capsys):

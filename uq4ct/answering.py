@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from uq4ct import predictions, vocabulary
+from uq4ct import data, predictions, vocabulary
 from uq4ct.config import Config
 from uq4ct.errors import Note, UserError
 from uq4ct.posthoc.abstain import AbstainRule
@@ -114,19 +114,16 @@ class UQModel:
         return loaded
 
     def predict(self, question: str, choices: Sequence[str], context: str = "") -> Answer:
-        """Answer one question.
+        """Answer one question, read as a row of a file is: without outer white space.
 
-        Raises ValueError where it has fewer than two or more than 26 choices, UserError where they are not the classes
+        Raises UserError for an empty text, fewer than two or more than 26 choices, and choices that are not the classes
         of a classifier.
         """
-        labels = tuple(ascii_uppercase[: len(choices)])
-        asked = Question(
-            id="question", question=question, choices=tuple(map(str, choices)), labels=labels, context=context
-        )
+        asked = data.one_question(question, choices, context)
         encoded = self.encoder.encode_all([asked])
         (row,) = self.rows([asked], self.predict_questions([asked], examples=encoded), encoded)
         return Answer(
-            choice=asked.choices[labels.index(row["prediction"])],
+            choice=asked.choices[asked.labels.index(row["prediction"])],
             label=row["prediction"],
             confidence=row["confidence"],
             probabilities=row["probabilities"],

@@ -254,6 +254,7 @@ def ask(
     as_json: Json = False,
 ) -> None:
     """Ask one question and see the probability of each choice."""
+    from uq4ct import data
     from uq4ct.answering import UQModel
     from uq4ct.runs import Run
 
@@ -263,12 +264,11 @@ def ask(
     while not choices:
         line = typer.prompt("Choices, separated by |", err=True)
         choices = [part.strip() for part in line.split("|") if part.strip()]
-    choices = [choice.strip() for choice in choices]
-    if not all(choices) or len(set(choices)) < len(choices):
+    asked = data.one_question(question, choices, context)  # what is wrong with it shows before a model is loaded
+    choices = list(asked.choices)
+    if len(set(choices)) < len(choices):
         raise UserError(f"--choice: expected texts that differ, got {choices}")
-    if not 2 <= len(choices) <= 26:
-        raise UserError(f"--choice: a question has 2 to 26 choices, got {len(choices)}")
-    answer = UQModel.load(run, base=base).predict(question, choices, context)
+    answer = UQModel.load(run, base=base).predict(asked.question, choices, asked.context)
     if as_json:
         print(json.dumps(answer._asdict(), ensure_ascii=False))
         return

@@ -50,9 +50,8 @@ def evaluate(
     Raises UserError for bad rows, missing data, two sources of the same name, or one whose folder holds the evaluation
     of other data; nothing is written then.
     """
-    sets = [
-        data.load(source, split=split, root=root or run.config.data.root, config=run.config.data) for source in sources
-    ]
+    config = run.config.data.model_copy(update={"skip_bad_rows": False})  # said of the training's rows, not of these
+    sets = [data.load(source, split=split, root=root or config.root, config=config) for source in sources]
     names = [questions.evaluation_name for questions in sets]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:

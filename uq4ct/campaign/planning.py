@@ -253,7 +253,8 @@ def _evaluation_sets(
     for source, split in dict.fromkeys((_place(source), split) for source, split in evaluate):
         with problems.caught():
             try:
-                sets[source, split] = desk.questions(source, split, config.data.root, _reading(config), False)
+                reading = _reading(config).model_copy(update={"skip_bad_rows": False})  # said of the training's rows
+                sets[source, split] = desk.questions(source, split, config.data.root, reading, False)
             except NoData as error:
                 absent[source] = str(error)
     names = [part.evaluation_name for part in sets.values()]

@@ -2,6 +2,7 @@
 
 from uq4ct.data.config import Columns, DataConfig
 from uq4ct.data.problems import Rejected
+from uq4ct.data.rows import one_question
 from uq4ct.data.sources import NoData, QuestionSet, calibration_notes, calibration_split, load, overlap, read_file
 from uq4ct.data.splits import split_calibration
 
@@ -14,6 +15,7 @@ __all__ = [
     "calibration_notes",
     "calibration_split",
     "load",
+    "one_question",
     "overlap",
     "read_file",
     "split_calibration",

@@ -92,6 +92,21 @@ def read_questions(
     return ReadRows(questions, rejected, tuple(map(printable, (*notes, *_remarks(questions, source)))))
 
 
+def one_question(question: str, choices: Sequence[str], context: str = "") -> Question:
+    """Return a question that stands in no file, its texts read as a file's are: without outer white space.
+
+    Raises UserError with all that is wrong with it.
+
+    >>> one_question(" Which melts first? ", ["ice ", "iron"]).choices
+    ('ice', 'iron')
+    """
+    values = {"id": "question", "question": question, "choices": list(choices), "context": context}
+    draft = _draft(RawRow("question", values), 1, Schema(name="question"), DataConfig())
+    if draft.problems:
+        raise UserError(draft.problems)
+    return _finish([draft], "")[0]
+
+
 def _draft(row: RawRow, number: int, schema: Schema, config: DataConfig) -> Draft:
     """Read one row's fields, collecting all of its problems."""
     draft = Draft(row.place, number, row.text, row.typed)
