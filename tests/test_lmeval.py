@@ -139,7 +139,7 @@ def harness(tmp_path_factory: pytest.TempPathFactory) -> Any:
     for name, more in (("plain", ""), ("calibrated", CALIBRATED), ("aggregated", AGGREGATED)):
         text = PLAIN.format(name=f"uq_{name}", data=folder / "questions.jsonl") + more
         (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
-    for method in ("zero_shot", "uq4ct", "mc_dropout"):
+    for method in ("zero_shot", "uq4ct", "mc_dropout", "zero_shot+temperature"):
         train = f"train --model tiny --method {method} --max-steps 2 --set train.learning_rate=5e-3 --data"
         assert cli.invoke([*train.split(), str(folder / "questions.jsonl"), "--output", str(folder / method)]) == 0
     return folder
@@ -231,12 +231,16 @@ def test_the_harness_table_has_the_numbers_of_our_own_commands(harness: Path, tm
     assert aggregated["brier_score,none"] == pytest.approx(own["brier"], abs=1e-9)
 
 
-def test_results_name_the_run_and_several_passes_are_refused(harness: Path):
+def test_results_name_the_run_and_what_is_not_applied_and_several_passes_are_refused(harness: Path, caplog):
     from uq4ct.errors import UserError
     from uq4ct.lmeval.model import UQLM
 
     facts = UQLM.create_from_arg_string(f"pretrained={harness / 'uq4ct'}", {"batch_size": 4}).get_model_info()
-    assert facts["uq4ct_method"] == "uq4ct"
+    assert (facts["uq4ct_method"], facts["uq4ct_suffix_not_applied"]) == ("uq4ct", None)
     assert facts["model_sha"] == Run.open(harness / "uq4ct").facts["base"]["fingerprint"]
+    with caplog.at_level("WARNING"):
+        scaled = UQLM(harness / "zero_shot+temperature").get_model_info()
+    assert (scaled["uq4ct_method"], scaled["uq4ct_suffix_not_applied"]) == ("zero_shot", "temperature")
+    assert "'zero_shot+temperature' is measured without +temperature" in caplog.text
     with pytest.raises(UserError, match="'mc_dropout' predicts with more than one forward pass"):
         UQLM(harness / "mc_dropout")

@@ -282,8 +282,10 @@ def test_prompts_beyond_the_models_context_are_refused(gpt):
 
 
 def test_a_pack_without_passages_says_so(gpt):
-    _, notes = Encoder(gpt, PromptConfig(pack="moe_peft")).encode_training([MELTS])
-    assert notes == ("prompt.pack: moe_peft does not show the context of a question",)
+    encoder, said = Encoder(gpt, PromptConfig(pack="moe_peft")), "prompt.pack: moe_peft does not show the context of a question"
+    assert encoder.encode_training([MELTS])[1] == (said,)
+    assert encoder.encode_evaluation([replace(MELTS, context=""), MELTS])[1] == (said,)
+    assert encoder.encode_evaluation([replace(MELTS, context="")])[1] == ()
 
 
 # Chat

@@ -19,9 +19,10 @@ from uq4ct import backbone, cli, data, evaluating, fitting, predictions, preflig
 from uq4ct.adapting import TrainConfig, check_training_options
 from uq4ct.answering import FINGERPRINT_QUESTIONS, UQModel
 from uq4ct.config import Layer, resolve
-from uq4ct.errors import UserError
+from uq4ct.errors import Note, UserError
 from uq4ct.manifest import CorruptFolder
 from uq4ct.posthoc.abstain import AbstainRule
+from uq4ct.prompts import Encoder, PromptConfig
 from uq4ct.runs import Run, claimed, hold
 from uq4ct.scoring import score_all
 from uq4ct.types import FeuReading, Prediction
@@ -423,6 +424,9 @@ def test_a_single_question_is_read_as_a_file_s_rows_are(model):
     plain = model.predict("Which is number 3?", ["red", "green"], "A passage.")
     assert model.predict("  Which is number 3?\r\n", ["red ", "\tgreen"], " A passage. \n") == plain
     assert model.predict("Which?", ["1", "2"]) == model.predict("Which?", [1, 2])
+    blind = replace(model, encoder=Encoder(model.encoder.tokenizer, PromptConfig(pack="moe_peft")))
+    with pytest.warns(Note, match="moe_peft does not show the context"):
+        blind.predict("Which is number 3?", ["red", "green"], "A passage.")
     with pytest.raises(UserError, match="question is empty\nchoice A is empty"):
         model.predict(" ", ["", "green"])
     with pytest.raises(UserError, match="1 choice, expected 2 to 26"):

@@ -116,11 +116,13 @@ class UQModel:
     def predict(self, question: str, choices: Sequence[str], context: str = "") -> Answer:
         """Answer one question, read as a row of a file is: without outer white space.
 
-        Raises UserError for an empty text, fewer than two or more than 26 choices, and choices that are not the classes
-        of a classifier.
+        What its prompt leaves out of a context is said by a warning (`Note`). Raises UserError for an empty text, fewer
+        than two or more than 26 choices, and choices that are not the classes of a classifier.
         """
         asked = data.one_question(question, choices, context)
-        encoded = self.encoder.encode_all([asked])
+        encoded, remarks = self.encoder.encode_evaluation([asked])
+        for remark in remarks:
+            warnings.warn(Note(remark), stacklevel=2)
         (row,) = self.rows([asked], self.predict_questions([asked], examples=encoded), encoded)
         return Answer(
             choice=asked.choices[asked.labels.index(row["prediction"])],

@@ -234,7 +234,7 @@ class Encoder:
         examples, problems, shortened = self._encode(questions, cut_off, None)
         if problems:
             raise UserError(capped(problems))
-        return examples, tuple(shortening(shortened, len(questions), "evaluation", cut_off))
+        return examples, (*shortening(shortened, len(questions), "evaluation", cut_off), *self._unshown(questions))
 
     def encode_training(self, questions: Sequence[Question]) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
         """Encode questions for training, with the cut-off of the configuration; return examples and remarks.
@@ -245,9 +245,13 @@ class Encoder:
         if problems:
             raise UserError(capped(problems))
         notes = shortening(shortened, len(questions), "training", self.config.max_length)
-        if not self.pack.shows_context and any(question.context for question in questions):
-            notes.append(f"prompt.pack: {self.pack.name} does not show the context of a question")
-        return examples, tuple(notes)
+        return examples, (*notes, *self._unshown(questions))
+
+    def _unshown(self, questions: Sequence[Question]) -> list[str]:
+        """Return the remark that contexts are not shown, where there are some."""
+        if self.pack.shows_context or not any(question.context for question in questions):
+            return []
+        return [f"prompt.pack: {self.pack.name} does not show the context of a question"]
 
     def _encode(
         self, questions: Sequence[Question], cut_off: int | None, max_length: int | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from lm_eval.models.huggingface import HFLM
 from uq4ct.answering import UQModel
 from uq4ct.errors import UserError
 from uq4ct.runs import Run
+
+_log = logging.getLogger(__name__)
 
 
 @register_model("uq4ct")
@@ -43,6 +46,8 @@ class UQLM(HFLM):
                 f"{pretrained}: '{method.label}' predicts with more than one forward pass of one model, and lm-eval "
                 "sees one; score its questions with `uq4ct evaluate`"
             )
+        if method.posthoc:
+            _log.warning("%s: '%s' is measured without +%s", pretrained, method.label, method.posthoc)
         # The harness's command line asks for cuda:0 wherever it runs, and its own models then take the processor.
         absent = device is None or (device.startswith("cuda") and not torch.cuda.is_available())
         model = loaded.model if absent else loaded.model.to(device)
@@ -54,7 +59,7 @@ class UQLM(HFLM):
             **options,
         )
         loaded.check_fingerprint(opened)  # HFLM ties weights and sets a padding token: the answers are still the run's
-        self._facts = opened.facts
+        self._facts, self._method = opened.facts, method
         self.run_folder = str(pretrained)
 
     def get_model_info(self) -> dict[str, Any]:
@@ -66,6 +71,7 @@ class UQLM(HFLM):
             "model_revision": base.get("revision") or "",
             "model_sha": base["fingerprint"],
             "uq4ct_run": self.run_folder,
-            "uq4ct_method": self._facts["method"],
+            "uq4ct_method": self._method.name,
+            "uq4ct_suffix_not_applied": self._method.posthoc,
             "uq4ct_base": base["name"],
         }
