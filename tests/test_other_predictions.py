@@ -388,6 +388,7 @@ BAD_ROWS = {
     "confidence,correct\n,1": "2: no 'confidence'",
     "confidence,prediction,label,correct\n0.9,a,b,1": "2: 'correct' is True, but prediction is 'a' and label 'b'",
     "confidence\n0.9": " 'confidence' alone says nothing; add 'correct'",
+    "p_A,p_B,label,correct\n0.9,0.1,A,1\n0.9,0.1,,0": "3: 'correct' is False, but there is no label, as other rows have",
     "id,p_A,p_B,label\n7,0.5,0.5,A\n7,0.5,0.5,B": "3: id '7' stands twice, first at 2; one file holds one row",
 }
 
