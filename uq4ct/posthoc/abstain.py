@@ -50,7 +50,7 @@ def find_threshold(confidence: np.ndarray, correct: np.ndarray, target_accuracy:
         raise UserError(f"the target accuracy must lie between 0 and 1, got {target_accuracy:g}; 0.9 means 90 %")
     n, error_budget = len(confidence), 1 - level
     fewest = math.ceil(math.log(error_budget * BUDGET[0.0]) / math.log(target_accuracy))
-    wanted = f"{_percent(target_accuracy)} with {_percent(level)} confidence"
+    wanted = f"{_exact(target_accuracy)} with {_exact(level)} confidence"
     if n < fewest:
         return Search(
             None, 0, f"{n} calibration answers are too few: even if all are right, {fewest} are needed to show {wanted}"
@@ -140,7 +140,7 @@ class AbstainRule:
         ):
             return f"abstains below confidence {self.threshold:g}, chosen by hand"
         return (
-            f"answers kept are at least {_percent(self.target_accuracy)} right with {_percent(self.level)} confidence "
+            f"answers kept are at least {_exact(self.target_accuracy)} right with {_exact(self.level)} confidence "
             f"(calibration: {self.kept} of {self.n} kept, {_percent(self.accuracy)} right)"
         )
 
@@ -178,4 +178,12 @@ def _is_number_or_null(value: Any) -> bool:
 
 
 def _percent(share: float) -> str:
-    return f"{round(100 * share, 1):g} %"
+    """Print a share in per cent with one decimal; near 100 % with two figures of what is missing to it."""
+    missing = 1 - share
+    decimals = max(1, math.ceil(-math.log10(missing)) - 1) if missing > 0 else 1
+    return f"{round(100 * share, decimals):.15g} %"
+
+
+def _exact(share: float) -> str:
+    """Print a share that somebody chose in per cent with all its digits."""
+    return f"{100 * share:.12g} %"
