@@ -101,6 +101,37 @@ def test_without_a_threshold_there_is_a_reason() -> None:
             find_threshold(np.ones(20), np.ones(20), target)
 
 
+def test_a_rule_fitted_on_groups_says_that_it_takes_answers_as_independent(tmp_path: Path) -> None:
+    """One answer told ten times over is no ten answers: the promise of 95 % then fails more often."""
+    calibration = rows(*world(np.random.default_rng(1), 1000, 0.0))
+    grouped = [row | {"group": f"passage {number // 10}"} for number, row in enumerate(calibration)]
+    grouped[-1]["group"] = None  # alone
+    rule = AbstainRule.fit(grouped, target_accuracy=0.9)
+    assert rule.groups == 101
+    assert rule.describe().endswith("answers are taken as independent, although the 1000 questions form 101 groups)")
+    rule.save(tmp_path / "abstain.json")
+    assert AbstainRule.load(tmp_path / "abstain.json") == rule
+    apart = AbstainRule.fit([row | {"group": str(n)} for n, row in enumerate(calibration)], target_accuracy=0.9)
+    assert apart == AbstainRule.fit(calibration, target_accuracy=0.9)
+    assert "independent" not in apart.describe()
+    assert "groups" not in apart.to_dict()  # rules saved before have none: an evaluation made under one is kept
+
+
+def test_a_target_is_told_with_all_its_digits_and_no_share_is_rounded_to_all() -> None:
+    assert "to show 99.96 % with 95 %" in str(find_threshold(np.ones(20), np.ones(20), 0.9996).reason)
+    assert "to show 91.23 % with" in str(find_threshold(np.ones(20), np.ones(20), 0.9123).reason)
+    correct = np.ones(20_000)
+    correct[::2500] = 0
+    reason = str(find_threshold(np.ones(20_000), correct, 0.9997).reason)
+    assert reason.startswith("no threshold shows 99.97 % with 95 % confidence")
+    assert reason.endswith("the surest are 99.96 % right")
+    rule = AbstainRule(0.5, 0.99995, 0.95, n=200_000, kept=150_000, accuracy=0.99998)
+    assert "at least 99.995 % right" in rule.describe()
+    assert "99.998 % right)" in rule.describe()
+    assert "75.3 % right)" in AbstainRule(0.5, 0.7, 0.95, n=200, kept=150, accuracy=0.7533).describe()
+    assert " 100 % right)" in AbstainRule(0.5, 0.7, 0.95, n=200, kept=150, accuracy=1.0).describe()
+
+
 def test_a_fitted_rule_is_saved_loaded_and_applied(tmp_path: Path) -> None:
     generator = np.random.default_rng(1)
     calibration = rows(*world(generator, 1000, 0.0))

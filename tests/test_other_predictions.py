@@ -14,9 +14,10 @@ import pytest
 
 from uq4ct import cli, predictions
 from uq4ct.errors import UserError
-from uq4ct.metrics import summarize
+from uq4ct.metrics import Answers, summarize
 from uq4ct.metrics.confidences import REASON, Confidences
 from uq4ct.predictions import Columns, read_any
+from uq4ct.report.sources import read_sources
 
 SAMPLES = Path(__file__).parent / "data" / "lm_eval"
 DATE = "2026-11-25T10-10-13.657924"
@@ -259,6 +260,21 @@ def test_distributions_without_right_answers_are_read_as_confidences(tmp_path: P
     assert "the right answers are not given" in reading.how
 
 
+def test_in_a_tie_the_files_own_prediction_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tied = {"probabilities": {"A": 0.45, "B": 0.45, "C": 0.1}, "prediction": "B", "label": "B", "correct": True}
+    wrong = tied | {"label": "A", "correct": False}
+    path = as_jsonl(tmp_path / "tie.jsonl", [tied | {"id": 1}, tied | {"id": 2}, tied | {"id": 3}, wrong | {"id": 4}])
+    answers = Answers.of_rows(read_any(path).rows)
+    assert answers.correct.tolist() == [1, 1, 1, 0]
+    assert answers.confidence.tolist() == [0.45] * 4
+    assert answers.take(np.array([3, 0])).correct.tolist() == [0, 1]
+    assert cli.invoke(["metrics", str(path), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["accuracy"], result["predicted_letters"]) == (0.75, {"A": 0, "B": 4, "C": 0})
+    (series,) = read_sources([path]).series
+    assert series.members[0].answers.correct.sum() == 3
+
+
 def test_the_probability_of_class_one_is_a_distribution_over_two(tmp_path: Path) -> None:
     path = as_csv(tmp_path / "f.csv", [{"y_score": 0.75, "y_true": 1}, {"y_score": 0.25, "y_true": 1}])
     rows = read_any(path, Columns.parse(["positive=y_score"])).rows
@@ -372,6 +388,7 @@ BAD_ROWS = {
     "confidence,correct\n,1": "2: no 'confidence'",
     "confidence,prediction,label,correct\n0.9,a,b,1": "2: 'correct' is True, but prediction is 'a' and label 'b'",
     "confidence\n0.9": " 'confidence' alone says nothing; add 'correct'",
+    "p_A,p_B,label,correct\n0.9,0.1,A,1\n0.9,0.1,,0": "3: 'correct' is False, but there is no label, as other rows have",
     "id,p_A,p_B,label\n7,0.5,0.5,A\n7,0.5,0.5,B": "3: id '7' stands twice, first at 2; one file holds one row",
 }
 

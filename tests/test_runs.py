@@ -463,6 +463,29 @@ def test_the_abstain_rule_is_saved_and_applied(questions, tmp_path, capsys):
         evaluating.target_accuracy_rule(run, 0.9)
 
 
+def test_a_rule_says_what_it_keeps_also_where_an_earlier_call_saved_it(questions, tmp_path, capsys):
+    run = fitting.train(config_of(questions, tmp_path / "run", "zero_shot"), say=lambda line: None)
+    asked = ["evaluate", str(run.folder), "--data", str(questions)]
+    assert cli.invoke(asked) == 0
+    captured = capsys.readouterr()
+    assert "kept" not in captured.out
+    assert "abstain" not in captured.err
+    (path,) = run.folder.glob("evaluations/*/predictions.jsonl")
+    (row, *_) = rows = predictions.read_own(path)
+    kept = [other["correct"] for other in rows if other["confidence"] >= row["confidence"]]
+    assert cli.invoke([*asked, "--abstain-below", repr(row["confidence"])]) == 0
+    share, right = 100 * len(kept) / len(rows), 100 * sum(kept) / len(kept)
+    line = f": {len(kept)} of {len(rows)} answers kept ({share:.1f} %), {right:.1f} % of these right"
+    assert capsys.readouterr().out.splitlines()[-1].endswith(line)
+    output = tmp_path / "answers.jsonl"
+    assert cli.invoke(["predict", str(run.folder), str(questions), "-o", str(output)]) == 0
+    said = capsys.readouterr().err
+    assert f"the abstain rule saved with the run applies: abstains below confidence {row['confidence']:g}" in said
+    assert f"{output}: {len(kept)} of {len(rows)} answers kept, the others abstain" in said
+    assert cli.invoke([*asked, "--abstain-below", "1"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith(": 0 of 48 answers kept (0.0 %)")
+
+
 def test_standard_output_is_json_alone(run, questions, capsys):
     assert cli.invoke(["evaluate", str(run.folder), "--data", str(questions), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)

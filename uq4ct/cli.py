@@ -84,6 +84,22 @@ Likelihood = Annotated[
         help="lm-eval's samples: softmax of summed log-likelihoods, or of those by length in characters or bytes.",
     ),
 ]
+AbstainBelow = Annotated[
+    float | None,
+    typer.Option(
+        "--abstain-below",
+        min=0,
+        max=1,
+        help="Abstain below this confidence. A rule once given stays with the run; 0 keeps every answer again.",
+    ),
+]
+TargetAccuracy = Annotated[
+    float | None,
+    typer.Option(
+        "--target-accuracy",
+        help="Abstain so that kept answers are this accurate (95 % confidence). This rule, too, stays with the run.",
+    ),
+]
 SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Leave bad rows out and write them to a file.")]
 
 
@@ -183,13 +199,8 @@ def evaluate(
     as_json: Json = False,
     data_root: DataRoot = None,
     base: Base = None,
-    abstain_below: Annotated[
-        float | None, typer.Option("--abstain-below", min=0, max=1, help="Abstain below this confidence.")
-    ] = None,
-    target_accuracy: Annotated[
-        float | None,
-        typer.Option("--target-accuracy", help="Abstain so that kept answers are this accurate (95 % confidence)."),
-    ] = None,
+    abstain_below: AbstainBelow = None,
+    target_accuracy: TargetAccuracy = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Keep evaluations that are complete for this run and data.")
     ] = False,
@@ -213,9 +224,11 @@ def evaluate(
     if as_json:
         print(json.dumps({"run": str(run), "results": results}, ensure_ascii=False, allow_nan=False))
     else:
-        from uq4ct.report import table
+        from uq4ct.report import kept_line, table
 
         print(table(results))
+        if opened.rule:
+            print("\n".join(map(kept_line, results)))
         _say(f"wrote {run}/evaluations/; next: uq4ct report {run} -o report.html")
 
 
@@ -225,8 +238,8 @@ def predict(
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="Questions: jsonl, csv or parquet, labelled or not.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Prediction rows, one JSON object a line.")],
     batch_size: BatchSize = None,
-    abstain_below: Annotated[float | None, typer.Option("--abstain-below", min=0, max=1)] = None,
-    target_accuracy: Annotated[float | None, typer.Option("--target-accuracy")] = None,
+    abstain_below: AbstainBelow = None,
+    target_accuracy: TargetAccuracy = None,
     base: Base = None,
 ) -> None:
     """Answer a file of questions: choice, probabilities, confidence, FEU, abstain flag. Continues if interrupted."""
@@ -668,7 +681,7 @@ def _layers(
 
 
 def _rule(run: Any, abstain_below: float | None, target_accuracy: float | None) -> Any:
-    """Return the abstain rule that flags ask for, or None."""
+    """Return the abstain rule that flags ask for, or None; say which one is fitted, or saved with the run."""
     from uq4ct import evaluating
     from uq4ct.posthoc.abstain import AbstainRule
 
@@ -677,6 +690,8 @@ def _rule(run: Any, abstain_below: float | None, target_accuracy: float | None) 
     if abstain_below is not None:
         return AbstainRule(threshold=abstain_below)
     if target_accuracy is None:
+        if run.rule:
+            _say(f"the abstain rule saved with the run applies: {run.rule.describe()}")
         return None
     rule = evaluating.target_accuracy_rule(run, target_accuracy)
     _say(f"abstain below confidence {rule.threshold:.4f}: {rule.describe()}")

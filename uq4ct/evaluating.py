@@ -126,8 +126,9 @@ def predict(
 ) -> int:
     """Answer every question of a file, labelled or not, and write prediction rows; return how many.
 
-    An interrupted prediction of the same file continues where it stopped. A ``rule`` is saved with the run and applied.
-    Raises UserError with every bad row or prompt, and for an output that cannot be written; nothing is written then.
+    An interrupted prediction of the same file continues where it stopped. A ``rule`` is saved with the run and applied,
+    here and from now on. Raises UserError with every bad row or prompt, and for an output that cannot be written;
+    nothing is written then.
     """
     _refuse_bad_output(source, output)
     config = run.config.data.model_copy(update={"skip_bad_rows": False})  # said of the training's rows, not of these
@@ -167,6 +168,9 @@ def predict(
                 progress(start + len(chunk), len(questions))
         os.replace(partial, output)
         receipt.unlink()
+    if model.rule:
+        kept = sum(not row["abstained"] for row in predictions.read_own(output))
+        say(f"{output}: {kept:,} of {len(questions):,} answers kept, the others abstain")
     return len(questions)
 
 

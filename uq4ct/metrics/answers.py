@@ -47,6 +47,7 @@ class Answers:
     ginis: Decomposition | None = None
     length: np.ndarray | None = None  # (n,) characters of passage, question and choices
     unlabelled: int = 0  # rows that were left out because their gold label is unknown
+    chosen: np.ndarray | None = None  # (n,) index of the choice that was predicted; the most probable one without it
     _made: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     _drawn: list[Any] = field(default_factory=lambda: [None, {}], init=False, repr=False, compare=False)
 
@@ -74,8 +75,8 @@ class Answers:
     def of_rows(cls, rows: Sequence[Mapping[str, Any]]) -> Answers:
         """Make answers from prediction rows; rows without a label are left out and counted.
 
-        Log-probabilities come from ``logits`` where a row has them. Rows without any distribution become
-        ``Confidences``. Raises UserError when no row has a label.
+        Log-probabilities come from ``logits`` where a row has them, predictions from ``prediction``. Rows without any
+        distribution become ``Confidences``. Raises UserError when no row has a label.
         """
         if rows and all(row.get("probabilities") is None for row in rows):
             from uq4ct.metrics.confidences import Confidences
@@ -114,6 +115,7 @@ class Answers:
             ginis=ginis,
             length=_lengths(labelled),
             unlabelled=len(rows) - len(labelled),
+            chosen=np.array(list(map(_chosen, labelled))),
         )
 
     def take(self, index: np.ndarray) -> Answers:
@@ -160,13 +162,13 @@ class Answers:
 
     @cached_property
     def predicted(self) -> np.ndarray:
-        """Index of the most probable choice, the first one in a tie, (n,)."""
-        return self.probabilities.argmax(axis=-1)
+        """Index of the predicted choice: ``chosen``, else the most probable one, the first in a tie, (n,)."""
+        return self.probabilities.argmax(axis=-1) if self.chosen is None else self.chosen
 
     @cached_property
     def confidence(self) -> np.ndarray:
         """Probability of the predicted choice (Eq. 17), (n,)."""
-        return self.probabilities.max(axis=-1)
+        return self.probabilities[np.arange(self.n), self.predicted]
 
     @cached_property
     def correct(self) -> np.ndarray:
@@ -260,6 +262,13 @@ def _log(probabilities: np.ndarray) -> np.ndarray:
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
     shifted = logits - logits.max(axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def _chosen(row: Mapping[str, Any]) -> int:
+    """Return the place of a row's prediction; of its most probable choice, the first in a tie, where it has none."""
+    probabilities = row["probabilities"]
+    best = row.get("prediction")
+    return list(probabilities).index(max(probabilities, key=probabilities.get) if best is None else best)
 
 
 def _column(rows: Sequence[Mapping[str, Any]], name: str) -> np.ndarray | None:

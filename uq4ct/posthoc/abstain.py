@@ -9,6 +9,8 @@ search.
 
 The guarantee holds for questions like those of the calibration split, over repetitions of the whole procedure, where
 accuracy crosses the target once as the threshold falls (a confidence that ranks at all). It says nothing under shift.
+It takes answers as independent: where questions of one group are right or wrong together it promises too much, and
+the rule says how many groups it was fitted on.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import numpy as np
 
 from uq4ct.errors import UserError
 from uq4ct.manifest import write_json
+from uq4ct.metrics.answers import numbered
 
 STEPS = 20
 BUDGET = {0.0: 0.25, 0.05: 0.25, 0.15: 0.25, 0.4: 0.25}  # where along the steps the error budget starts, and its share
@@ -50,7 +53,7 @@ def find_threshold(confidence: np.ndarray, correct: np.ndarray, target_accuracy:
         raise UserError(f"the target accuracy must lie between 0 and 1, got {target_accuracy:g}; 0.9 means 90 %")
     n, error_budget = len(confidence), 1 - level
     fewest = math.ceil(math.log(error_budget * BUDGET[0.0]) / math.log(target_accuracy))
-    wanted = f"{_percent(target_accuracy)} with {_percent(level)} confidence"
+    wanted = f"{_exact(target_accuracy)} with {_exact(level)} confidence"
     if n < fewest:
         return Search(
             None, 0, f"{n} calibration answers are too few: even if all are right, {fewest} are needed to show {wanted}"
@@ -101,6 +104,7 @@ class AbstainRule:
     n: int | None = None  # calibration answers
     kept: int | None = None  # of them, at or above the threshold
     accuracy: float | None = None  # of the kept ones
+    groups: int | None = None  # of the calibration answers, where some share one
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
@@ -119,7 +123,9 @@ class AbstainRule:
         if found.threshold is None:
             raise UserError(f"{found.reason}; lower the target, or keep more questions for calibration")
         accuracy = float(correct[confidence >= found.threshold].mean())
-        return cls(found.threshold, target_accuracy, level, len(labelled), found.kept, accuracy)
+        groups = numbered([row.get("group") for row in labelled])
+        count = None if groups is None else len(np.unique(groups))
+        return cls(found.threshold, target_accuracy, level, len(labelled), found.kept, accuracy, count)
 
     def apply(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Return the rows with ``abstained`` set: true where the confidence is below the threshold."""
@@ -139,14 +145,20 @@ class AbstainRule:
             or self.accuracy is None
         ):
             return f"abstains below confidence {self.threshold:g}, chosen by hand"
+        grouped = (
+            f"; answers are taken as independent, although the {self.n} questions form {self.groups} groups"
+            if self.groups
+            else ""
+        )
         return (
-            f"answers kept are at least {_percent(self.target_accuracy)} right with {_percent(self.level)} confidence "
-            f"(calibration: {self.kept} of {self.n} kept, {_percent(self.accuracy)} right)"
+            f"answers kept are at least {_exact(self.target_accuracy)} right with {_exact(self.level)} confidence "
+            f"(calibration: {self.kept} of {self.n} kept, {_percent(self.accuracy)} right{grouped})"
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the rule as a JSON value."""
-        return asdict(self)
+        """Return the rule as a JSON value; without ``groups`` where there are none, as rules were saved before."""
+        value = asdict(self)
+        return value if self.groups else {name: value[name] for name in value if name != "groups"}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> AbstainRule:
@@ -178,4 +190,12 @@ def _is_number_or_null(value: Any) -> bool:
 
 
 def _percent(share: float) -> str:
-    return f"{round(100 * share, 1):g} %"
+    """Print a share in per cent with one decimal; near 100 % with two figures of what is missing to it."""
+    missing = 1 - share
+    decimals = max(1, math.ceil(-math.log10(missing)) - 1) if missing > 0 else 1
+    return f"{round(100 * share, decimals):.15g} %"
+
+
+def _exact(share: float) -> str:
+    """Print a share that somebody chose in per cent with all its digits."""
+    return f"{100 * share:.12g} %"

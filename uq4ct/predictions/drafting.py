@@ -192,6 +192,8 @@ def _complete(layout: Layout, draft: _Draft) -> None:
         "confidence": checks.unit_number(layout.value(values, "confidence"), "confidence", complain),
     }
     checks.agree(said, row, complain)
+    if said["correct"] is not None and layout.value(values, "label") in (None, ""):
+        complain(f"'correct' is {said['correct']}, but there is no label, as other rows have; add it or drop 'correct'")
 
 
 # --------------------------------------------------------------------------------------------- without distributions

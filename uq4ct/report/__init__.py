@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from uq4ct.report.tables import table
+from uq4ct.report.tables import kept_line, table
 
-__all__ = ["build_report", "table"]
+__all__ = ["build_report", "kept_line", "table"]
 
 
 def build_report(

@@ -184,7 +184,7 @@ def resampled(methods: Mapping[str, Sequence[Answered]], settings: Settings) -> 
 
 def _content(answers: Answers) -> bytes:
     """Return a digest of all that the answers to one task's questions can differ in."""
-    arrays = (answers.probabilities, answers.log_probs, answers.feu, answers.letter_mass)
+    arrays = (answers.probabilities, answers.log_probs, answers.predicted, answers.feu, answers.letter_mass)
     parts = (b"-" if array is None else np.ascontiguousarray(array).tobytes() for array in arrays)
     return hashlib.sha256(b"|".join(parts)).digest()
 

@@ -63,6 +63,18 @@ def table(results: Sequence[Json], format: Literal["text", "md", "csv"] = "text"
     return _text(header, rows)
 
 
+def kept_line(result: Json) -> str:
+    """Say how many answers an abstain rule lets through in a result of ``summarize``, and how many of these are right.
+
+    >>> kept_line({"task": "demo", "n": 8, "answered": {"n": 6, "coverage": 0.75, "accuracy": 0.8333}})
+    'demo: 6 of 8 answers kept (75.0 %), 83.3 % of these right'
+    """
+    answered = result["answered"]
+    right = "" if answered["accuracy"] is None else f", {percent(answered['accuracy'])} % of these right"
+    kept = f"{answered['n']:,} of {result['n']:,} answers kept ({percent(answered['coverage'])} %)"
+    return one_line(f"{result.get('task') or '-'}: {kept}{right}")
+
+
 def null_range(result: Json) -> str:
     """Print what a perfectly calibrated model would show as ECE in 95 % of cases, in per cent."""
     null = result.get("ece_null")
