@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 
@@ -24,6 +25,7 @@ from uq4ct.manifest import CorruptFolder
 from uq4ct.posthoc.abstain import AbstainRule
 from uq4ct.runs import Run, claimed, hold
 from uq4ct.scoring import score_all
+from uq4ct.tasks.mmlu import LAW
 from uq4ct.types import FeuReading, Prediction
 
 ROWS = [
@@ -125,6 +127,36 @@ def test_a_complete_run_of_a_file_that_has_changed_is_not_passed_off_as_its_fit(
     fitting.train(config, say=lambda line: None)
     copy.write_text(copy.read_text(encoding="utf-8").replace("grey", "gray"), encoding="utf-8")
     with pytest.raises(UserError, match=r"train\.jsonl has changed since this run was fitted on it"):
+        fitting.train(config, say=lambda line: None)
+
+
+def write_parquet(folder: Path, rows: list[dict]) -> str:
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "data" / "train-00000-of-00001.parquet")
+    return str(folder)
+
+
+def write_subjects(root: Path, rows: list[dict]) -> str:
+    for part in LAW.splits["validation"]:
+        (root / part.path).parent.mkdir(parents=True, exist_ok=True)
+        (root / part.path).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return f"{LAW.name}:validation"
+
+
+@pytest.mark.parametrize("write", [write_parquet, write_subjects])
+def test_a_complete_run_of_several_files_that_have_changed_is_not_passed_off_as_its_fit(write, tmp_path):
+    place = tmp_path / "several"
+    rows = [{"question": q, "choices": list("wxyz"), "answer": n % 4, "subject": "x"} for n, q in enumerate("abcdefgh")]
+    source = write(place, rows)
+    given = {"source": source, "root": str(place), "calibration_fraction": 0}
+    output = {"folder": str(tmp_path / "run")}
+    config = resolve([Layer.of({"data": given, "method": {"name": "zero_shot"}, "output": output}, "test")])
+    fitting.train(config, say=lambda line: None)
+    said: list[str] = []
+    fitting.train(config, say=said.append)
+    assert said == [f"{tmp_path / 'run'}: already complete"]
+    write(place, [{**row, "answer": 3 - row["answer"]} for row in rows])
+    with pytest.raises(UserError, match=r"several.* has changed since this run was fitted on it; choose"):
         fitting.train(config, say=lambda line: None)
 
 
