@@ -16,7 +16,7 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from uq4ct import backbone, cli, data, evaluating, fitting, predictions, preflight
+from uq4ct import backbone, cli, data, evaluating, fitting, methods, predictions, preflight
 from uq4ct.adapting import TrainConfig, check_training_options
 from uq4ct.answering import FINGERPRINT_QUESTIONS, UQModel
 from uq4ct.config import Layer, resolve
@@ -95,6 +95,25 @@ def test_the_preflight_checks_everything_and_writes_nothing(method, cost, questi
     assert [line[:5] for line in said if line.startswith("[")] == [f"[{step}/6]" for step in range(1, 7)]
     assert cost in said[-1]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("method", methods.names())
+def test_the_preflight_counts_the_parameters_and_steps_of_the_run(method, questions, tmp_path):
+    said: list[str] = []
+    config = config_of(questions, tmp_path / "run", method, max_steps=1)
+    preflight.run(lambda: config, said.append)
+    run = fitting.train(config, say=lambda line: None)
+    logs = [path.read_text(encoding="utf-8").splitlines() for path in run.folder.rglob("training_log.jsonl")]
+    steps = sum(json.loads(lines[-1])["step"] for lines in logs)
+    assert f"ok   {run.facts['trainable_parameters']:,} trainable parameters; {steps} steps of 4" in said[-1]
+
+
+@pytest.mark.parametrize(("method", "passes"), [("lora", 12 + 5), ("deep_ensemble", 36 + 15), ("zero_shot", 5)])
+def test_the_preflight_counts_the_time_of_all_trainings_and_of_calibration(method, passes, questions, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(preflight, "_sample", lambda config, ready: (0.9, 60.0))
+    preflight.run(lambda: config_of(questions, "unused", method, max_steps=1), said.append)
+    assert f"roughly {passes}.0 minutes" in said[-1]
 
 
 def test_the_run_folder_says_what_was_done(run):
