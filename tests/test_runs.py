@@ -356,6 +356,37 @@ def test_evaluation_scores_every_item_and_writes_its_folder(run, questions, tmp_
     assert (folder / "predictions.jsonl").stat().st_mtime_ns == before
 
 
+def write_numbers(path: Path, *answers: int) -> Path:
+    rows = [{"question": f"Which is {n} ?", "choices": list("wxyz"), "answer": a} for n, a in enumerate(answers)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_a_test_file_whose_rows_do_not_say_what_they_count_from_is_read_as_the_training_file(tmp_path):
+    train = write_numbers(tmp_path / "train.jsonl", *[1, 2, 3, 4] * 4)
+    run = fitting.train(config_of(train, tmp_path / "run", "zero_shot"), say=lambda line: None)
+    assert run.facts["data"]["answers"] == "position"
+    said: list[str] = []
+    for name, answers, gold in (("tie", (1, 2, 3), "ABC"), ("zero", (0, 1, 3), "ABD")):
+        file, output = write_numbers(tmp_path / f"{name}.jsonl", *answers), tmp_path / f"{name}.out.jsonl"
+        (metrics,) = evaluating.evaluate(run, [str(file)], say=said.append)
+        evaluating.predict(run, file, output, say=said.append)
+        evaluated = run.folder / "evaluations" / metrics["task"] / "predictions.jsonl"
+        for path in (evaluated, output):
+            assert [row["label"] for row in predictions.read(path)] == list(gold)
+    assert [line for line in said if "read as those trained on" in line] == [
+        f"note: {tmp_path / 'tie.jsonl'}: answer is read as positions counted from 1; no row says whether they are "
+        "counted from 0 or from 1, so they are read as those trained on; letters A, B, C, ... would say it"
+    ] * 2
+
+
+def test_a_run_that_does_not_say_what_its_answers_counted_from_still_reads_files(run, tmp_path):
+    facts = {**run.facts, "data": {name: value for name, value in run.facts["data"].items() if name != "answers"}}
+    (tmp_path / "uq4ct.json").write_text(json.dumps(facts), encoding="utf-8")
+    (tmp_path / "config.yaml").write_text((run.folder / "config.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    assert Run(tmp_path).reading == run.config.data
+
+
 def test_rows_say_which_share_of_their_tokens_the_questions_fitted_on_have(run, model, questions, tmp_path):
     asked = [ROWS[3], {**ROWS[3], "id": "new", "question": "Quartz?"}]
     source, output = tmp_path / "asked.jsonl", tmp_path / "answers.jsonl"

@@ -249,6 +249,7 @@ def _facts(ready: Prepared, config: Config, fitted: UQModel, folder: Path, secon
             "sha256": ready.questions.sha256,
             "revision": ready.questions.revision,
             "skipped": len(ready.questions.skipped),
+            "answers": ready.questions.counted,
         },
         "base": ready.backbone.description,
         "prompt": ready.encoder.description,
