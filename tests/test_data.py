@@ -705,6 +705,40 @@ def test_a_reading_other_than_labels_is_reported(write):
     )
 
 
+COUNTED = "no row says whether they are counted from 0 or from 1"
+
+
+def test_what_numbers_count_from_can_be_said_where_no_row_says_it(write):
+    file = write(line(choices=["a", "b", "c"], answer=1) * 2)
+    found = data.load(file, training=True)
+    assert (found.counted, found.questions[0].gold) == ("index", "B")
+    assert found.notes[0].endswith(f"from 0; {COUNTED}: set data.answers to index or position if you know")
+    found = data.load(file, training=True, config=data.DataConfig(answers="position"))
+    assert (found.counted, found.questions[0].gold) == ("position", "A")
+    assert found.notes[0] == "q.jsonl: answer is read as positions counted from 1"
+    with pytest.raises(UserError, match="answer 0 is not a position from 1 to 2"):
+        data.load(write(line(answer=0) + line(answer=1)), training=True, config=data.DataConfig(answers="position"))
+    assert data.load(write(line(answer="A") * 2)).counted is None
+
+
+def test_numbers_of_another_file_count_as_in_training_unless_its_rows_say_otherwise(write):
+    config = data.DataConfig().for_others("position")
+    found = data.load(write(line(choices=["a", "b", "c"], answer=1) * 2), config=config)
+    assert (found.counted, found.questions[0].gold) == ("position", "A")
+    assert f"from 1; {COUNTED}, so they are read as those trained on" in found.notes[0]
+    found = data.load(write(line(answer=0) + line(question="Which?", answer=1)), config=config)
+    assert [question.gold for question in found.questions] == ["A", "B"]
+    assert found.notes == ("q.jsonl: answer is read as positions counted from 0",)
+
+
+def test_said_to_be_numbers_answers_are_not_the_texts_of_choices_in_a_table(write):
+    file = write("question,A,B,C,answer\nWhich?,2,1,0,1\nWhat?,1,2,0,2\n", "q.csv")
+    with pytest.raises(UserError, match="every answer could be the text of a choice or its position counted from 0"):
+        data.load(file, training=True)
+    found = data.load(file, training=True, config=data.DataConfig(answers="index"))
+    assert [question.gold for question in found.questions] == ["B", "C"]
+
+
 def test_composed_and_decomposed_accents_are_the_same_answer(write):
     (question,) = read(write, [{"question": "Which?", "choices": ["cafe\u0301", "tea"], "answer": "caf\u00e9"}])
     assert question.gold == "A"

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 
 import encoder_toys
 import numpy as np
+import peft
 import pytest
 import torch
 
 from uq4ct import backbone, methods
 from uq4ct.adapting import Bench, TrainConfig
-from uq4ct.encoders import head_modules, kind_of, weights_of, without_adapters
+from uq4ct.encoders import head_modules, kind_of, weights_of, with_head, without_adapters
 from uq4ct.errors import UserError
 from uq4ct.prompts import Encoder, PromptConfig
 from uq4ct.sequences import encoder_for
@@ -159,11 +160,15 @@ def test_batch_size_and_order_change_nothing(fitted, material):
     np.testing.assert_allclose(backwards.logits[::-1][finite], whole.logits[finite], atol=2e-4)
 
 
-def test_trainable_parameters_are_those_that_were_trained(fitted):
+def test_trainable_parameters_are_those_that_were_trained_and_are_known_before(fitted, material):
     method, _, folder, _ = fitted
     counted = method.trainable_parameters(folder)
     assert isinstance(counted, int)
     assert (counted > 0) == any(folder.glob("*.safetensors"))
+    if method.trainings:
+        base = material.base()
+        adapted = peft.get_peft_model(base, with_head(method.adapter_config(base), base))
+        assert method.parameters_of(adapted) == counted
 
 
 def test_progress_ends_at_all_items(fitted, material):

@@ -12,10 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 
-from uq4ct import backbone, cli, data, evaluating, fitting, predictions, preflight
+from uq4ct import backbone, cli, data, evaluating, fitting, methods, predictions, preflight
 from uq4ct.adapting import TrainConfig, check_training_options
 from uq4ct.answering import FINGERPRINT_QUESTIONS, UQModel
 from uq4ct.config import Layer, resolve
@@ -25,6 +26,7 @@ from uq4ct.posthoc.abstain import AbstainRule
 from uq4ct.prompts import Encoder, PromptConfig
 from uq4ct.runs import Run, claimed, hold
 from uq4ct.scoring import score_all
+from uq4ct.tasks.mmlu import LAW
 from uq4ct.types import FeuReading, Prediction
 
 ROWS = [
@@ -96,6 +98,25 @@ def test_the_preflight_checks_everything_and_writes_nothing(method, cost, questi
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("method", methods.names())
+def test_the_preflight_counts_the_parameters_and_steps_of_the_run(method, questions, tmp_path):
+    said: list[str] = []
+    config = config_of(questions, tmp_path / "run", method, max_steps=1)
+    preflight.run(lambda: config, said.append)
+    run = fitting.train(config, say=lambda line: None)
+    logs = [path.read_text(encoding="utf-8").splitlines() for path in run.folder.rglob("training_log.jsonl")]
+    steps = sum(json.loads(lines[-1])["step"] for lines in logs)
+    assert f"ok   {run.facts['trainable_parameters']:,} trainable parameters; {steps} steps of 4" in said[-1]
+
+
+@pytest.mark.parametrize(("method", "passes"), [("lora", 12 + 5), ("deep_ensemble", 36 + 15), ("zero_shot", 5)])
+def test_the_preflight_counts_the_time_of_all_trainings_and_of_calibration(method, passes, questions, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(preflight, "_sample", lambda config, ready: (0.9, 60.0))
+    preflight.run(lambda: config_of(questions, "unused", method, max_steps=1), said.append)
+    assert f"roughly {passes}.0 minutes" in said[-1]
+
+
 def test_the_run_folder_says_what_was_done(run):
     facts = run.facts
     assert (facts["method"], facts["n"], facts["passes"], facts["base"]["name"]) == ("uq4ct", 43, 1, "tiny")
@@ -126,6 +147,36 @@ def test_a_complete_run_of_a_file_that_has_changed_is_not_passed_off_as_its_fit(
     fitting.train(config, say=lambda line: None)
     copy.write_text(copy.read_text(encoding="utf-8").replace("grey", "gray"), encoding="utf-8")
     with pytest.raises(UserError, match=r"train\.jsonl has changed since this run was fitted on it"):
+        fitting.train(config, say=lambda line: None)
+
+
+def write_parquet(folder: Path, rows: list[dict]) -> str:
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "data" / "train-00000-of-00001.parquet")
+    return str(folder)
+
+
+def write_subjects(root: Path, rows: list[dict]) -> str:
+    for part in LAW.splits["validation"]:
+        (root / part.path).parent.mkdir(parents=True, exist_ok=True)
+        (root / part.path).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return f"{LAW.name}:validation"
+
+
+@pytest.mark.parametrize("write", [write_parquet, write_subjects])
+def test_a_complete_run_of_several_files_that_have_changed_is_not_passed_off_as_its_fit(write, tmp_path):
+    place = tmp_path / "several"
+    rows = [{"question": q, "choices": list("wxyz"), "answer": n % 4, "subject": "x"} for n, q in enumerate("abcdefgh")]
+    source = write(place, rows)
+    given = {"source": source, "root": str(place), "calibration_fraction": 0}
+    output = {"folder": str(tmp_path / "run")}
+    config = resolve([Layer.of({"data": given, "method": {"name": "zero_shot"}, "output": output}, "test")])
+    fitting.train(config, say=lambda line: None)
+    said: list[str] = []
+    fitting.train(config, say=said.append)
+    assert said == [f"{tmp_path / 'run'}: already complete"]
+    write(place, [{**row, "answer": 3 - row["answer"]} for row in rows])
+    with pytest.raises(UserError, match=r"several.* has changed since this run was fitted on it; choose"):
         fitting.train(config, say=lambda line: None)
 
 
@@ -304,6 +355,37 @@ def test_evaluation_scores_every_item_and_writes_its_folder(run, questions, tmp_
     again = evaluating.evaluate(run, [str(questions)], resume=True, say=lambda line: None)
     assert again[0]["nll"] == result["nll"]
     assert (folder / "predictions.jsonl").stat().st_mtime_ns == before
+
+
+def write_numbers(path: Path, *answers: int) -> Path:
+    rows = [{"question": f"Which is {n} ?", "choices": list("wxyz"), "answer": a} for n, a in enumerate(answers)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_a_test_file_whose_rows_do_not_say_what_they_count_from_is_read_as_the_training_file(tmp_path):
+    train = write_numbers(tmp_path / "train.jsonl", *[1, 2, 3, 4] * 4)
+    run = fitting.train(config_of(train, tmp_path / "run", "zero_shot"), say=lambda line: None)
+    assert run.facts["data"]["answers"] == "position"
+    said: list[str] = []
+    for name, answers, gold in (("tie", (1, 2, 3), "ABC"), ("zero", (0, 1, 3), "ABD")):
+        file, output = write_numbers(tmp_path / f"{name}.jsonl", *answers), tmp_path / f"{name}.out.jsonl"
+        (metrics,) = evaluating.evaluate(run, [str(file)], say=said.append)
+        evaluating.predict(run, file, output, say=said.append)
+        evaluated = run.folder / "evaluations" / metrics["task"] / "predictions.jsonl"
+        for path in (evaluated, output):
+            assert [row["label"] for row in predictions.read(path)] == list(gold)
+    assert [line for line in said if "read as those trained on" in line] == [
+        f"note: {tmp_path / 'tie.jsonl'}: answer is read as positions counted from 1; no row says whether they are "
+        "counted from 0 or from 1, so they are read as those trained on; letters A, B, C, ... would say it"
+    ] * 2
+
+
+def test_a_run_that_does_not_say_what_its_answers_counted_from_still_reads_files(run, tmp_path):
+    facts = {**run.facts, "data": {name: value for name, value in run.facts["data"].items() if name != "answers"}}
+    (tmp_path / "uq4ct.json").write_text(json.dumps(facts), encoding="utf-8")
+    (tmp_path / "config.yaml").write_text((run.folder / "config.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    assert Run(tmp_path).reading == run.config.data
 
 
 def test_rows_say_which_share_of_their_tokens_the_questions_fitted_on_have(run, model, questions, tmp_path):

@@ -50,8 +50,8 @@ def evaluate(
     Raises UserError for bad rows, missing data, two sources of the same name, or one whose folder holds the evaluation
     of other data; nothing is written then.
     """
-    config = run.config.data.model_copy(update={"skip_bad_rows": False})  # said of the training's rows, not of these
-    sets = [data.load(source, split=split, root=root or config.root, config=config) for source in sources]
+    root = root or run.config.data.root
+    sets = [data.load(source, split=split, root=root, config=run.reading) for source in sources]
     names = [questions.evaluation_name for questions in sets]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
@@ -131,8 +131,7 @@ def predict(
     nothing is written then.
     """
     _refuse_bad_output(source, output)
-    config = run.config.data.model_copy(update={"skip_bad_rows": False})  # said of the training's rows, not of these
-    questions = data.read_file(source, config=config, require_answers=False)
+    questions = data.read_file(source, config=run.reading, require_answers=False)
     for note in questions.notes:
         say(f"note: {note}")
     model = UQModel.load(run, base=base)

@@ -109,7 +109,7 @@ def train(
     which other methods that share it will want the adapter. Below ``torchrun`` every process fits, and the main one
     alone checks, claims and writes the folder.
     Raises UserError for an output folder that is in use, unfinished without ``resume``, of another configuration, or
-    fitted on a file that has changed since.
+    fitted on data that have changed since.
     """
     if not config.output.folder:
         raise UserError("output.folder: name the folder of the run with --output DIR")
@@ -117,27 +117,34 @@ def train(
     if main:
         _refuse_foreign(folder, config, resume)
     if (folder / MANIFEST).is_file():
-        return _complete(folder, say)
+        return _complete(folder, config, say)
     ready = prepare(config)  # every mistake of the user shows before anything is written
     with claimed(folder) if main else nullcontext():
         if main:
             _refuse_foreign(folder, config, resume)  # again: another process may have come first
         if (folder / MANIFEST).is_file():
-            return _complete(folder, say)
+            return _complete(folder, config, say)
         _fit(ready, config, folder, resume, store, tuple(snapshots), say)
     return Run(folder)
 
 
-def _complete(folder: Path, say: Say) -> Run:
-    """Return a finished run. Raises UserError where a file of the fit, or the file it was fitted on, has changed."""
+def _complete(folder: Path, config: Config, say: Say) -> Run:
+    """Return a finished run. Raises UserError where a file of the fit, or the data it was fitted on, has changed."""
     verify_manifest(folder)
     run = Run(folder)
-    data_file = Path(run.facts["data"]["path"])
-    if data_file.is_file() and sha256(data_file) != run.facts["data"]["sha256"]:
-        raise UserError(f"{folder}: {data_file} has changed since this run was fitted on it; choose another --output")
+    place = Path(run.facts["data"]["path"])
+    if place.exists() and _digest_of_data(place, config) != run.facts["data"]["sha256"]:
+        raise UserError(f"{folder}: {place} has changed since this run was fitted on it; choose another --output")
     if is_main_process():
         say(f"{folder}: already complete")
     return run
+
+
+def _digest_of_data(place: Path, config: Config) -> str:
+    """Return the SHA-256 of local training data: of one file, or of what is read from a folder."""
+    if place.is_file():
+        return sha256(place)
+    return data.load(config.data.source, root=config.data.root, config=config.data, training=True).sha256
 
 
 def _fit(
@@ -242,6 +249,7 @@ def _facts(ready: Prepared, config: Config, fitted: UQModel, folder: Path, secon
             "sha256": ready.questions.sha256,
             "revision": ready.questions.revision,
             "skipped": len(ready.questions.skipped),
+            "answers": ready.questions.counted,
         },
         "base": ready.backbone.description,
         "prompt": ready.encoder.description,

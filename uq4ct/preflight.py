@@ -81,28 +81,37 @@ def _sample(config: Config, ready: Prepared) -> tuple[float, float]:
 
 
 def _cost(config: Config, ready: Prepared, lengths: Any, seconds: float) -> str:
-    batch = config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps
-    trainable = _trainable(config, ready)
-    steps = config.train.steps(len(ready.examples)) if trainable else 0
+    method, batch = config.method, config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps
+    trainable, steps = _trainable(config, ready), method.trainings * config.train.steps(len(ready.examples))
     weights = ready.backbone.model.get_memory_footprint()
     hidden = ready.backbone.model.config.get_text_config()
     tokens = config.train.per_device_train_batch_size * float(np.quantile(lengths, 0.99))
     # a rough count: about 40 kept numbers in fp32 for each token, hidden unit and layer
     activations = 40 * tokens * hidden.hidden_size * hidden.num_hidden_layers * 4
-    total = weights + 16 * trainable + activations  # adapter, gradient and two Adam moments in fp32
+    # adapter, gradient and two Adam moments in fp32, of one training at a time
+    total = weights + 16 * trainable / max(method.trainings, 1) + activations
+    each = f" ({method.trainings} trainings)" if method.trainings > 1 else ""
     # A training step costs about three forward passes: forward, backward through the frozen base, and the adapters.
+    minutes = seconds * (3 * steps * batch + _passes_besides(config, ready)) / 60
     return (
-        f"{trainable:,} trainable parameters; {steps:,} steps of {batch}; about {total / 2**30:.1f} GiB; "
-        f"roughly {3 * seconds * steps * batch / 60:.1f} minutes on this machine"
+        f"{trainable:,} trainable parameters; {steps:,} steps of {batch}{each}; about {total / 2**30:.1f} GiB; "
+        f"roughly {minutes:.1f} minutes on this machine"
     )
+
+
+def _passes_besides(config: Config, ready: Prepared) -> float:
+    """Return about how many forward passes of one question the fit takes besides training, calibration included."""
+    counts = ready.questions.choice_counts
+    choices = sum(number * count for number, count in counts.items()) / len(ready.questions)
+    asked = len(ready.calibration)
+    return config.method.fit_cost(len(ready.examples), asked, choices) + asked * config.method.answer_cost(choices)
 
 
 def _trainable(config: Config, ready: Prepared) -> int:
     import peft
 
-    try:
-        adapter = config.method.adapter_config(ready.backbone.model)
-    except TypeError:
+    if not config.method.trainings:
         return 0
-    model = peft.get_peft_model(ready.backbone.model, with_head(adapter, ready.backbone.model))
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+    model = ready.backbone.model
+    adapter = with_head(config.method.adapter_config(model), model)
+    return config.method.parameters_of(peft.get_peft_model(model, adapter))

@@ -26,6 +26,7 @@ from typing import IO, Any
 
 from uq4ct import config as configuration
 from uq4ct.config import Config
+from uq4ct.data import DataConfig
 from uq4ct.errors import UserError
 from uq4ct.manifest import MANIFEST, sha256, verify_manifest
 from uq4ct.posthoc.abstain import AbstainRule
@@ -103,6 +104,11 @@ class Run:
     def facts(self) -> dict[str, Any]:
         """Identity and cost of the fit, from ``uq4ct.json``."""
         return json.loads((self.folder / "uq4ct.json").read_text(encoding="utf-8"))
+
+    @property
+    def reading(self) -> DataConfig:
+        """How other question files are read for this run; numbers count as in training where no row says otherwise."""
+        return self.config.data.for_others(self.facts["data"].get("answers"))  # older runs do not keep it
 
     @property
     def digest(self) -> str:

@@ -253,7 +253,7 @@ def _evaluation_sets(
     for source, split in dict.fromkeys((_place(source), split) for source, split in evaluate):
         with problems.caught():
             try:
-                reading = _reading(config).model_copy(update={"skip_bad_rows": False})  # said of the training's rows
+                reading = _reading(config).for_others()
                 sets[source, split] = desk.questions(source, split, config.data.root, reading, False)
             except NoData as error:
                 absent[source] = str(error)

@@ -8,10 +8,12 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from uq4ct.data.choices import BadValue, Choices, as_text
 from uq4ct.errors import UserError
+
+Counting = Literal["index", "position"]
 
 _READ_AS = {
     "label": "labels",
@@ -33,10 +35,14 @@ _YES_NO = {"true": ("true", "yes"), "false": ("false", "no")}
 
 @dataclass(frozen=True)
 class Outcome:
-    """For each row the index of its gold choice, or the sentence that says why there is none; and remarks."""
+    """For each row the index of its gold choice, or the sentence that says why there is none; and remarks.
+
+    ``counted`` says what the answers were taken to count from, None where they are labels or texts.
+    """
 
     results: tuple[int | str, ...]
     notes: tuple[str, ...]
+    counted: Counting | None = None
 
 
 def answer_indices(
@@ -45,13 +51,17 @@ def answer_indices(
     *,
     column: str = "answer",
     source: str = "",
-    zero_based: bool = False,
+    only: Counting | None = None,
+    like: Counting | None = None,
+    undecided: str = "",
     typed: bool = True,
 ) -> Outcome:
     """Find the gold choice of every row.
 
     The reading that fits most rows is taken for the whole file; rows outside it are errors. Labels that a row brings
-    itself come first, so that files mixing A-E and 1-4 are read right. ``typed`` is False where all values are text.
+    itself come first, so that files mixing A-E and 1-4 are read right. ``only`` says what numbers count from, whatever
+    they look like, and ``like`` what they do where two readings fit as many rows; ``undecided`` is added to the remark
+    that no row says it. ``typed`` is False where all values are text.
 
     >>> four = Choices(("ice", "iron", "salt", "sand"), ("1", "2", "3", "4"), labelled=True, kind="a list")
     >>> answer_indices(["1", 4, "5"], [four] * 3, column="answerKey").results
@@ -60,19 +70,21 @@ def answer_indices(
     if not answers:
         return Outcome((), ())
     readings = [_readings(answer, row) for answer, row in zip(answers, choices, strict=True)]
-    if zero_based:
-        readings = [{k: v for k, v in reading.items() if k != "position"} for reading in readings]
+    if only:
+        readings = [{k: v for k, v in reading.items() if k in ("label", "text", only)} for reading in readings]
     numbers = sum(isinstance(answer, (int, float)) and not isinstance(answer, bool) for answer in answers)
-    order = ["label", *(_NUMBERS_FIRST if 2 * numbers > len(answers) else _TEXT_FIRST)]
+    known = only or like
+    order = ["label", *([known] if known else []), *(_NUMBERS_FIRST if 2 * numbers > len(answers) else _TEXT_FIRST)]
     fits = Counter(kind for reading in readings for kind in reading)
     chosen = max(order, key=lambda kind: (fits[kind], -order.index(kind)))
-    if not typed and chosen in ("text", "index"):
+    if not typed and chosen in ("text", "index") and chosen != known:
         _refuse_ambiguity(readings, source, column)
     results = tuple(
         reading[chosen] if chosen in reading else _mismatch(column, answer, row, reading, chosen)
         for answer, row, reading in zip(answers, choices, readings, strict=True)
     )
-    return Outcome(results, () if zero_based else _notes(chosen, fits, len(answers), source, column))
+    counted: Counting | None = "index" if chosen == "index" else "position" if chosen == "position" else None
+    return Outcome(results, _notes(chosen, fits, len(answers), source, column, undecided), counted)
 
 
 def _readings(answer: Any, row: Choices) -> dict[str, int]:
@@ -152,10 +164,12 @@ def _mismatch(column: str, answer: Any, row: Choices, reading: dict[str, int], c
     return f"{shown} is not one of the labels {', '.join(row.labels)}{own}"
 
 
-def _notes(chosen: str, fits: Counter[str], total: int, source: str, column: str) -> tuple[str, ...]:
+def _notes(
+    chosen: str, fits: Counter[str], total: int, source: str, column: str, undecided: str
+) -> tuple[str, ...]:
     if chosen == "label":
         return ()
     note = f"{source}: {column} is read as {_READ_AS[chosen]}"
-    if chosen == "index" and fits["position"] == total:
-        note += "; no row says whether they are counted from 0 or from 1"
+    if chosen in ("index", "position") and fits["index"] == fits["position"] == total:
+        note += f"; no row says whether they are counted from 0 or from 1{undecided}"
     return (note,)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
@@ -60,6 +60,9 @@ class DataConfig(BaseModel):
     choice_delimiter: str | None = Field(
         default=None, min_length=1, description="What separates the choices where they are one string, for example '|'"
     )
+    answers: Literal["auto", "index", "position"] = Field(
+        default="auto", description="Whole numbers as answers: index, from 0; position, from 1; auto: as the rows say"
+    )
     calibration_fraction: float = Field(default=0.1, ge=0.0, lt=1.0, description="Share of train, for post-hoc fits")
     limit: int | None = Field(
         default=None, ge=1, description="Use so many training questions, calibration included; the seed draws them"
@@ -70,6 +73,16 @@ class DataConfig(BaseModel):
     splits: dict[str, str] = Field(
         default={}, description="Names of the splits in a hub source where they differ: {validation: dev}"
     )
+
+    def for_others(self, counted: Literal["index", "position"] | None = None) -> Self:
+        """Return the options for other files than the one trained on, whose numeric answers were counted like this.
+
+        Bad rows of a file that is asked are never set aside.
+
+        >>> DataConfig().for_others("position").answers, DataConfig(skip_bad_rows=True).for_others().skip_bad_rows
+        ('position', False)
+        """
+        return self.model_copy(update={"skip_bad_rows": False, **({"answers": counted} if counted else {})})
 
     @field_validator("choices")
     @classmethod

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from string import ascii_uppercase
 from typing import Any
 
-from uq4ct.data.answers import answer_indices
+from uq4ct.data.answers import Counting, Outcome, answer_indices
 from uq4ct.data.choices import BadValue, Choices, as_text, read_choices
 from uq4ct.data.config import DataConfig
 from uq4ct.data.files import RawRow, kind_of
@@ -26,11 +26,12 @@ _MINUS_ONE = (-1, "-1")
 
 @dataclass(frozen=True)
 class ReadRows:
-    """The questions of one source, the rows that were set aside, and remarks for the user."""
+    """The questions of one source, the rows that were set aside, remarks, and what numeric answers count from."""
 
     questions: tuple[Question, ...]
     rejected: tuple[Rejected, ...]
     notes: tuple[str, ...]
+    counted: Counting | None
 
 
 @dataclass
@@ -57,24 +58,25 @@ def read_questions(
     schema: Schema | None = None,
     need_answers: bool = True,
     distinct_gold: bool = False,
-    columns_fit: bool = True,
+    trained_on: bool = True,
     id_prefix: str = "",
 ) -> ReadRows:
     """Turn raw rows into questions.
 
     ``schema`` None recognises the layout by its columns. ``distinct_gold`` makes a gold text that stands at two letters
-    an error. ``columns_fit`` False drops ``config.columns`` and ``config.choices`` where the file has other columns:
-    they describe the file that was trained on. Raises UserError listing every bad row, unless
-    ``config.skip_bad_rows``.
+    an error. ``trained_on`` False says that the options describe another file, the one that was trained on:
+    ``config.columns`` and ``config.choices`` are dropped where this one has other columns, and ``config.answers``
+    decides where no row does. Raises UserError listing every bad row, unless ``config.skip_bad_rows``.
     """
-    if not columns_fit:
+    if not trained_on:
         config = fitting_options(rows, config)
     recognised = schema is None  # a task leaves unread on purpose what its schema does not name
     schema = find_layout(rows, source, config, schema, need_answers)
     kept = [row for row in rows if row.problem or schema.keep is None or schema.keep(row.values)]
     drafts = [_draft(row, number, schema, config) for number, row in enumerate(kept, start=1)]
     _check_one_kind(drafts)
-    notes = _resolve_answers(drafts, source, schema, need_answers)
+    outcome = _resolve_answers(drafts, source, schema, need_answers, _counting(config, schema, recognised, trained_on))
+    notes = [] if schema.zero_based else list(outcome.notes)
     _check_gold_texts(drafts, distinct_gold)
     questions = _finish(drafts, id_prefix)
     rejected = tuple(Rejected(d.place, tuple(d.problems), d.text) for d in drafts if d.problems)
@@ -89,7 +91,8 @@ def read_questions(
         )
     if rejected:
         notes.append(f"{source}: {rows_counted(len(rejected))} of {len(drafts)} bad and set aside")
-    return ReadRows(questions, rejected, tuple(map(printable, (*notes, *_remarks(questions, source)))))
+    notes += _remarks(questions, source)
+    return ReadRows(questions, rejected, tuple(map(printable, notes)), outcome.counted)
 
 
 def one_question(question: str, choices: Sequence[str], context: str = "") -> Question:
@@ -181,8 +184,21 @@ def _check_one_kind(drafts: list[Draft]) -> None:
             draft.problems.append(f"choices are {draft.choices.kind}, but {usual} at {model}; use one form in a file")
 
 
-def _resolve_answers(drafts: list[Draft], source: str, schema: Schema, need_answers: bool) -> list[str]:
-    """Set each draft's gold index, or its problem; return remarks on how the answers were read."""
+def _counting(config: DataConfig, schema: Schema, recognised: bool, trained_on: bool) -> dict[str, Any]:
+    """Return what is known of numeric answers before they are seen, as ``answer_indices`` takes it."""
+    stated = None if config.answers == "auto" else config.answers
+    if schema.zero_based:
+        return {"only": "index"}
+    if trained_on:
+        return {"only": stated, "undecided": ": set data.answers to index or position if you know" * recognised}
+    read_alike = ", so they are read as those trained on; letters A, B, C, ... would say it"
+    return {"like": stated, "undecided": read_alike if stated else ""}
+
+
+def _resolve_answers(
+    drafts: list[Draft], source: str, schema: Schema, need_answers: bool, counting: dict[str, Any]
+) -> Outcome:
+    """Set each draft's gold index, or its problem; return how the answers were read."""
     waiting = [draft for draft in drafts if draft.choices is not None and draft.gold is None]
     hides = any(_plain(draft.answer) in _MINUS_ONE and not _offers(draft, "-1") for draft in waiting)
     given: list[Draft] = []
@@ -196,15 +212,15 @@ def _resolve_answers(drafts: list[Draft], source: str, schema: Schema, need_answ
         [draft.choices for draft in given if draft.choices],
         column=schema.answer,
         source=source,
-        zero_based=schema.zero_based,
         typed=all(draft.typed for draft in given),
+        **counting,
     )
     for draft, result in zip(given, outcome.results, strict=True):
         if isinstance(result, int):
             draft.gold = result
         else:
             draft.problems.append(result)
-    return list(outcome.notes)
+    return outcome
 
 
 def _unknown(answer: Any, hides: bool) -> str:

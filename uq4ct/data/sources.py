@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from uq4ct import tasks
+from uq4ct.data.answers import Counting
 from uq4ct.data.config import DataConfig
 from uq4ct.data.files import SUFFIXES, RawRow, read_rows
 from uq4ct.data.hub import read_hub, splits_in
@@ -38,7 +39,8 @@ class QuestionSet:
 
     ``path`` is a file, a folder or a hub id; ``sha256`` is that of the file, or of the rows read from the hub;
     ``revision`` is the commit of a hub data set where it is known. ``notes`` are remarks for the user.
-    ``default_split`` tells whether this is the split that is read when none is named, and all are there.
+    ``default_split`` tells whether this is the split that is read when none is named, and all are there. ``counted``
+    says what the numeric answers of a file, or of rows from the hub, were taken to count from.
     """
 
     name: str
@@ -50,6 +52,7 @@ class QuestionSet:
     notes: tuple[str, ...] = ()
     skipped: tuple[Rejected, ...] = ()
     default_split: bool = True
+    counted: Counting | None = None
 
     def __len__(self) -> int:
         return len(self.questions)
@@ -94,9 +97,9 @@ def load(
     ``split`` None is train when ``training``, else the labelled test split, else validation. ``root`` is where named
     tasks are read: "hub", or a folder laid out as ``<task>/<split>.jsonl``. A hub id may carry its subset and revision:
     ``owner/name:subset@revision``, and a task its split and revision: ``arc_easy:validation@revision``. ``config`` was
-    written for the source that is trained on: other files use of its columns what they have. ``need_answers`` False
-    lets answers be unknown. Raises UserError listing every bad row and where two splits are named, NoData when a task
-    has no such file.
+    written for the source that is trained on: other files use of its columns what they have, and its ``answers`` where
+    no row says what numbers count from. ``need_answers`` False lets answers be unknown. Raises UserError listing every
+    bad row and where two splits are named, NoData when a task has no such file.
     """
     with _printable_problems():
         return _load(str(source), split, root, config or DataConfig(), training, need_answers)
@@ -230,10 +233,12 @@ def _load_file(path: Path, split: str | None, config: DataConfig, training: bool
         config,
         need_answers=need_answers,
         distinct_gold=training and need_answers,
-        columns_fit=training,
+        trained_on=training,
     )
     name = safe_name(f"{path.resolve().parent.name}-{path.stem}".lstrip("-"))
-    return QuestionSet(name, own, read.questions, str(path), sha256(path), None, read.notes, read.rejected)
+    return QuestionSet(
+        name, own, read.questions, str(path), sha256(path), None, read.notes, read.rejected, counted=read.counted
+    )
 
 
 def _split_of(path: Path) -> str:
@@ -361,12 +366,13 @@ def _load_hub_id(
         config,
         need_answers=need_answers,
         distinct_gold=distinct_gold,
-        columns_fit=training,
+        trained_on=training,
     )
     place = Path(name).resolve().name if Path(name).is_dir() else name
     label = safe_name(f"{place}-{config.subset}" if config.subset else place)
+    default, digest = split == wanted[0], _digest_of(rows)
     return QuestionSet(
-        label, split, read.questions, name, _digest_of(rows), commit, read.notes, read.rejected, split == wanted[0]
+        label, split, read.questions, name, digest, commit, read.notes, read.rejected, default, read.counted
     )
 
 

@@ -173,6 +173,10 @@ class Method(BaseModel):
         """Return the training loss of this method."""
         raise TypeError(f"{self.name} is not trained")
 
+    def parameters_of(self, adapted: Any) -> int:
+        """Count the numbers that a fit will train, in all of its trainings; the model has this method's adapter."""
+        return self.trainings * sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+
     def trainable_parameters(self, folder: Path) -> int:
         """Count the numbers that the fit in this folder has trained."""
         return count_parameters(folder)

@@ -41,6 +41,11 @@ class Blob(VariationalMethod):
             std_learning_rate=self.std_learning_rate,
         )
 
+    def parameters_of(self, adapted: Any) -> int:
+        """Count means and standard deviations, which only the entries of A have."""
+        random = (p.numel() for name, p in adapted.named_parameters() if ".lora_A." in name)
+        return super().parameters_of(adapted) + sum(random)
+
     def trainable_parameters(self, folder: Path) -> int:
         """Count means and standard deviations."""
         return count_parameters(folder) + count_parameters(folder, "state.safetensors")
