@@ -347,6 +347,16 @@ def test_bad_rows_of_a_test_file_are_never_set_aside(questions, tmp_path):
         planned_on(test)
 
 
+def test_a_plan_reads_a_test_file_as_its_cells_will(tmp_path):
+    asked = [{"question": f"{n}?", "choices": list("wxyz"), "answer": n % 4 + 1} for n in range(8)]
+    training, test, desk = tmp_path / "train.jsonl", tmp_path / "test.jsonl", planning.Desk()
+    training.write_text("".join(json.dumps(row) + "\n" for row in asked), encoding="utf-8")
+    test.write_text("".join(json.dumps(row | {"answer": 1}) + "\n" for row in asked[:2]), encoding="utf-8")
+    plan(training, tmp_path / "out", "zero_shot", [1], evaluate=[(str(test), None)], desk=desk)
+    (read,) = (found for key, found in desk._questions.items() if key[0] == str(test))
+    assert (read.counted, [question.gold for question in read.questions]) == ("position", ["A", "A"])
+
+
 def test_a_dry_run_prints_the_cells_and_writes_nothing(questions, tmp_path, capsys):
     output = tmp_path / "out"
     asked = [*command(questions, output, "zero_shot,lora[rank=2]"), "--dry-run"]

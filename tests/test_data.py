@@ -731,6 +731,17 @@ def test_numbers_of_another_file_count_as_in_training_unless_its_rows_say_otherw
     assert found.notes == ("q.jsonl: answer is read as positions counted from 0",)
 
 
+def test_texts_that_look_like_numbers_stay_texts_whatever_training_counted_from(write):
+    rows = line(question="2+2?", choices=["3", "4", "5", "1"], answer="4")
+    rows += line(question="1+2?", choices=["1", "4", "2", "3"], answer="3")
+    for counted in ("position", "index", None):
+        found = data.load(write(rows), config=data.DataConfig().for_others(counted))
+        assert ([question.gold for question in found.questions], found.counted) == (["B", "D"], None)
+    table = write("question,A,B,C,D,answer\n2+2?,3,4,2,1,4\n1+2?,1,4,2,3,3\n", "q.csv")
+    with pytest.raises(UserError, match="text of a choice or its position counted from 1"):
+        data.load(table, config=data.DataConfig().for_others("position"))
+
+
 def test_said_to_be_numbers_answers_are_not_the_texts_of_choices_in_a_table(write):
     file = write("question,A,B,C,answer\nWhich?,2,1,0,1\nWhat?,1,2,0,2\n", "q.csv")
     with pytest.raises(UserError, match="every answer could be the text of a choice or its position counted from 0"):

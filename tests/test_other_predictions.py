@@ -273,6 +273,8 @@ def test_in_a_tie_the_files_own_prediction_counts(tmp_path: Path, capsys: pytest
     assert (result["accuracy"], result["predicted_letters"]) == (0.75, {"A": 0, "B": 4, "C": 0})
     (series,) = read_sources([path]).series
     assert series.members[0].answers.correct.sum() == 3
+    with pytest.raises(UserError, match="row '7': prediction 'y' is none of its choices A, B, C"):
+        Answers.of_rows([tied | {"id": 7, "prediction": "y"}])
 
 
 def test_the_probability_of_class_one_is_a_distribution_over_two(tmp_path: Path) -> None:

@@ -178,6 +178,10 @@ def test_a_complete_run_of_several_files_that_have_changed_is_not_passed_off_as_
     write(place, [{**row, "answer": 3 - row["answer"]} for row in rows])
     with pytest.raises(UserError, match=r"several.* has changed since this run was fitted on it; choose"):
         fitting.train(config, say=lambda line: None)
+    for file in [path for path in place.rglob("*") if path.is_file()]:
+        file.unlink()
+    with pytest.raises(UserError, match=r"run: is complete, but what it was fitted on can no longer be read:\n"):
+        fitting.train(config, say=lambda line: None)
 
 
 def test_a_calibration_prompt_that_cannot_be_scored_shows_before_anything_is_written(tmp_path):

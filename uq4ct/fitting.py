@@ -133,18 +133,22 @@ def _complete(folder: Path, config: Config, say: Say) -> Run:
     verify_manifest(folder)
     run = Run(folder)
     place = Path(run.facts["data"]["path"])
-    if place.exists() and _digest_of_data(place, config) != run.facts["data"]["sha256"]:
+    if place.exists() and _digest_of_data(place, config, folder) != run.facts["data"]["sha256"]:
         raise UserError(f"{folder}: {place} has changed since this run was fitted on it; choose another --output")
     if is_main_process():
         say(f"{folder}: already complete")
     return run
 
 
-def _digest_of_data(place: Path, config: Config) -> str:
+def _digest_of_data(place: Path, config: Config, folder: Path) -> str:
     """Return the SHA-256 of local training data: of one file, or of what is read from a folder."""
     if place.is_file():
         return sha256(place)
-    return data.load(config.data.source, root=config.data.root, config=config.data, training=True).sha256
+    try:
+        return data.load(config.data.source, root=config.data.root, config=config.data, training=True).sha256
+    except UserError as error:
+        reason = f"{folder}: is complete, but what it was fitted on can no longer be read:"
+        raise UserError([reason, *error.problems]) from error
 
 
 def _fit(

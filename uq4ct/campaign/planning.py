@@ -253,7 +253,7 @@ def _evaluation_sets(
     for source, split in dict.fromkeys((_place(source), split) for source, split in evaluate):
         with problems.caught():
             try:
-                reading = _reading(config).for_others()
+                reading = _reading(config).for_others(desk.training.counted if desk.training else None)
                 sets[source, split] = desk.questions(source, split, config.data.root, reading, False)
             except NoData as error:
                 absent[source] = str(error)

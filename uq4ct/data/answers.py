@@ -29,6 +29,7 @@ _ONE_OF = {
 }
 _NUMBERS_FIRST = ("index", "position", "text")
 _TEXT_FIRST = ("text", "index", "position")
+_OTHER_COUNT = {"index": "position", "position": "index"}
 _DRESSED = re.compile(r"\(?(\w{1,2})[).:]")  # "a)", "(B)", "C."
 _YES_NO = {"true": ("true", "yes"), "false": ("false", "no")}
 
@@ -60,8 +61,8 @@ def answer_indices(
 
     The reading that fits most rows is taken for the whole file; rows outside it are errors. Labels that a row brings
     itself come first, so that files mixing A-E and 1-4 are read right. ``only`` says what numbers count from, whatever
-    they look like, and ``like`` what they do where two readings fit as many rows; ``undecided`` is added to the remark
-    that no row says it. ``typed`` is False where all values are text.
+    they look like, and ``like`` what they do where counting from 0 and from 1 fit as many rows; ``undecided`` is added
+    to the remark that no row says it. ``typed`` is False where all values are text.
 
     >>> four = Choices(("ice", "iron", "salt", "sand"), ("1", "2", "3", "4"), labelled=True, kind="a list")
     >>> answer_indices(["1", 4, "5"], [four] * 3, column="answerKey").results
@@ -73,12 +74,13 @@ def answer_indices(
     if only:
         readings = [{k: v for k, v in reading.items() if k in ("label", "text", only)} for reading in readings]
     numbers = sum(isinstance(answer, (int, float)) and not isinstance(answer, bool) for answer in answers)
-    known = only or like
-    order = ["label", *([known] if known else []), *(_NUMBERS_FIRST if 2 * numbers > len(answers) else _TEXT_FIRST)]
+    order = ["label", *([only] if only else []), *(_NUMBERS_FIRST if 2 * numbers > len(answers) else _TEXT_FIRST)]
+    if like == "position":
+        order = [_OTHER_COUNT.get(kind, kind) for kind in order]  # it comes first of the two, texts where they were
     fits = Counter(kind for reading in readings for kind in reading)
     chosen = max(order, key=lambda kind: (fits[kind], -order.index(kind)))
-    if not typed and chosen in ("text", "index") and chosen != known:
-        _refuse_ambiguity(readings, source, column)
+    if not typed and chosen in ("text", "index", "position") and chosen != only:
+        _refuse_ambiguity(readings, like or "index", source, column)
     results = tuple(
         reading[chosen] if chosen in reading else _mismatch(column, answer, row, reading, chosen)
         for answer, row, reading in zip(answers, choices, readings, strict=True)
@@ -136,12 +138,12 @@ def _truth(word: str, labels: Sequence[str], texts: Sequence[str]) -> int | None
     return None
 
 
-def _refuse_ambiguity(readings: Sequence[dict[str, int]], source: str, column: str) -> None:
-    both = all("text" in reading and "index" in reading for reading in readings)
-    if both and any(reading["text"] != reading["index"] for reading in readings):
+def _refuse_ambiguity(readings: Sequence[dict[str, int]], count: Counting, source: str, column: str) -> None:
+    both = all("text" in reading and count in reading for reading in readings)
+    if both and any(reading["text"] != reading[count] for reading in readings):
         raise UserError(
-            f"{source}: every {column} could be the text of a choice or its position counted from 0; "
-            "write the letters A, B, C, ... instead"
+            f"{source}: every {column} could be the text of a choice or its position counted from "
+            f"{'0' if count == 'index' else '1'}; write the letters A, B, C, ... instead"
         )
 
 

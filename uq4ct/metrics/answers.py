@@ -76,7 +76,7 @@ class Answers:
         """Make answers from prediction rows; rows without a label are left out and counted.
 
         Log-probabilities come from ``logits`` where a row has them, predictions from ``prediction``. Rows without any
-        distribution become ``Confidences``. Raises UserError when no row has a label.
+        distribution become ``Confidences``. Raises UserError when no row has a label, or a prediction is no choice.
         """
         if rows and all(row.get("probabilities") is None for row in rows):
             from uq4ct.metrics.confidences import Confidences
@@ -268,7 +268,11 @@ def _chosen(row: Mapping[str, Any]) -> int:
     """Return the place of a row's prediction; of its most probable choice, the first in a tie, where it has none."""
     probabilities = row["probabilities"]
     best = row.get("prediction")
-    return list(probabilities).index(max(probabilities, key=probabilities.get) if best is None else best)
+    if best is None:
+        best = max(probabilities, key=probabilities.get)
+    if best not in probabilities:
+        raise UserError(f"row '{row.get('id')}': prediction {best!r} is none of its choices {', '.join(probabilities)}")
+    return list(probabilities).index(best)
 
 
 def _column(rows: Sequence[Mapping[str, Any]], name: str) -> np.ndarray | None:
