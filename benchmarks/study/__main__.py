@@ -41,7 +41,10 @@ def main() -> int:
             sources = [asked.output / part / "results.json" for part in parts or [name]]
             if all(source.is_file() for source in sources):
                 kept = DOCS / "study" / f"{name}.json"
-                keep_together(sources, kept, campaigns[name]) if parts else keep(*sources, kept, campaigns[name])
+                if parts:
+                    keep_together(sources, kept, campaigns[name])
+                else:
+                    keep(*sources, kept, campaigns[name])
             continue
         if parts:
             print(f"{name}: nothing to {asked.what}, it is what {' and '.join(parts)} say together", file=sys.stderr)

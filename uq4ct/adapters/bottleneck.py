@@ -47,10 +47,16 @@ def project(x: Float[Tensor, "*tokens in"], weight: Float[Tensor, "columns in"])
     >>> project(torch.ones(1, 2, dtype=torch.bfloat16), torch.ones(1, 2))
     tensor([[2.]])
     """
+    if not torch.is_autocast_enabled(x.device.type):
+        return _projected(x, weight)
     with torch.autocast(device_type=x.device.type, enabled=False):
-        if x.dtype == weight.dtype or torch.compiler.is_compiling():
-            return F.linear(x.to(weight.dtype), weight)
-        return _Projected.apply(x, weight)
+        return _projected(x, weight)
+
+
+def _projected(x: Tensor, weight: Tensor) -> Tensor:
+    if x.dtype == weight.dtype or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return F.linear(x.to(weight.dtype), weight)
+    return _Projected.apply(x, weight)
 
 
 def keep_mask(shape: Sequence[int], probability: float, device: torch.device) -> Bool[Tensor, ...]:

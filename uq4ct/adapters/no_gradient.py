@@ -10,11 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from uq4ct.adapters.bottleneck import compute_dtype, rows
+from uq4ct.adapters.bottleneck import compute_dtype, project, rows
 from uq4ct.adapters.mixture import LowRank
 from uq4ct.adapters.router import LayerRouting
 
@@ -36,7 +35,7 @@ def route(hidden: Float[Tensor, "*tokens width"], router: Float[Tensor, "experts
     tensor([[0.0000, 0.6650, 0.2450]])
     """
     precision = torch.promote_types(hidden.dtype, torch.float32)
-    probabilities = _product(hidden, router.to(precision)).softmax(dim=-1)
+    probabilities = project(hidden, router.to(precision)).softmax(dim=-1)
     values, chosen = probabilities.topk(top_k, dim=-1)
     return LayerRouting(probabilities, torch.zeros_like(probabilities).scatter_(-1, chosen, values), chosen[..., 0])
 
@@ -50,23 +49,15 @@ def adapt(
 ) -> Float[Tensor, "*tokens out"]:
     """Return W0 x + s sum_k g_k B_k A_k x, or W0 x + s B A x where there are no gates."""
     dtype = compute_dtype(experts.A)
-    z = _product(x, experts.A.to(dtype))  # ahead of the base, whose weights drive x out of the cache
+    z = project(x, experts.A.to(dtype))  # ahead of the base, whose weights drive x out of the cache
     if gates is not None:
         z.unflatten(-1, (gates.shape[-1], -1)).mul_(gates.to(dtype).unsqueeze(-1))
     output, B = base(x), experts.B.to(dtype)
     if output.dtype != dtype:
-        return torch.add(output, _product(z, B), alpha=scaling).to(output.dtype)
+        return torch.add(output, project(z, B), alpha=scaling).to(output.dtype)
     total = output if _is_the_callers_own(base, output) else output.clone(memory_format=torch.contiguous_format)
     rows(total).addmm_(rows(z), B.T, alpha=scaling)
     return total
-
-
-def _product(x: Tensor, weight: Tensor) -> Tensor:
-    """Return x W^T in the dtype of ``weight``, whatever autocast says."""
-    if not torch.is_autocast_enabled(x.device.type):
-        return F.linear(x.to(weight.dtype), weight)
-    with torch.autocast(x.device.type, enabled=False):
-        return F.linear(x.to(weight.dtype), weight)
 
 
 def _is_the_callers_own(base: Any, output: Tensor) -> bool:

@@ -8,12 +8,11 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from uq4ct.data.choices import BadValue, Choices, as_text
+from uq4ct.data.config import Counting
 from uq4ct.errors import UserError
-
-Counting = Literal["index", "position"]
 
 _READ_AS = {
     "label": "labels",
@@ -79,7 +78,7 @@ def answer_indices(
         order = [_OTHER_COUNT.get(kind, kind) for kind in order]  # it comes first of the two, texts where they were
     fits = Counter(kind for reading in readings for kind in reading)
     chosen = max(order, key=lambda kind: (fits[kind], -order.index(kind)))
-    if not typed and chosen in ("text", "index", "position") and chosen != only:
+    if not typed and chosen not in ("label", only):
         _refuse_ambiguity(readings, like or "index", source, column)
     results = tuple(
         reading[chosen] if chosen in reading else _mismatch(column, answer, row, reading, chosen)

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
+Counting = Literal["index", "position"]  # what numeric answers count from: 0 or 1
+
 
 class Columns(BaseModel):
     """Name the columns of your file where they are not called question, choices, answer, context, id and group.
@@ -74,7 +76,7 @@ class DataConfig(BaseModel):
         default={}, description="Names of the splits in a hub source where they differ: {validation: dev}"
     )
 
-    def for_others(self, counted: Literal["index", "position"] | None = None) -> Self:
+    def for_others(self, counted: Counting | None = None) -> Self:
         """Return the options for other files than the one trained on, whose numeric answers were counted like this.
 
         Bad rows of a file that is asked are never set aside.

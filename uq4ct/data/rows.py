@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from string import ascii_uppercase
 from typing import Any
 
-from uq4ct.data.answers import Counting, Outcome, answer_indices
+from uq4ct.data.answers import Outcome, answer_indices
 from uq4ct.data.choices import BadValue, Choices, as_text, read_choices
-from uq4ct.data.config import DataConfig
+from uq4ct.data.config import Counting, DataConfig
 from uq4ct.data.files import RawRow, kind_of
 from uq4ct.data.layout import find_layout, fitting_options, unread_columns
 from uq4ct.data.problems import Rejected, listing, printable, rows_counted

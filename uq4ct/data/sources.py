@@ -13,8 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from uq4ct import tasks
-from uq4ct.data.answers import Counting
-from uq4ct.data.config import DataConfig
+from uq4ct.data.config import Counting, DataConfig
 from uq4ct.data.files import SUFFIXES, RawRow, read_rows
 from uq4ct.data.hub import read_hub, splits_in
 from uq4ct.data.problems import Rejected, printable
